@@ -1,0 +1,17 @@
+from . import calibration as calibration
+from . import evaluation as evaluation
+from . import references as references
+from . import signatures as signatures
+from . import targets as targets
+from . import tasks as tasks
+from .detection import Detection as Detection
+from .detection import Explanation as Explanation
+from .detector import Detector as Detector
+from .detector import FittedDetector as FittedDetector
+from .errors import CausalmadError as CausalmadError
+from .inputs import Inputs as Inputs
+from .models import OpenModel as OpenModel
+from .models import open_model as open_model
+from .sites import Site as Site
+
+__version__: str

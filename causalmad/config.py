@@ -1,0 +1,220 @@
+"""Specs as text and as JSON: ``name[key=value,...]`` on the command line, ``{"name", "options"}`` in files."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from causalmad.catalogue import KINDS, Entry, find, name_of
+from causalmad.errors import SpecError, nearest
+
+_SCALARS = (bool, int, float, str, type(None))
+
+
+def parse_spec(kind: str, text: str) -> Any:
+    """The spec that ``name[key=value,...]`` stands for.
+
+    Args:
+        kind: the catalogue in which the name is looked up.
+        text: for example ``attribution-patching[units=blocks,steps=8]``. A list is written ``a;b``, and a target as
+            its own ``name[...]``.
+
+    Raises:
+        SpecError: on an unknown name or option (with the nearest three), or a value of the wrong kind.
+    """
+    name, options = split_spec(text)
+    entry = find(kind, name)
+    cls = entry.load()
+    hints = _hints(cls)
+    values: dict[str, object] = entry.defaults
+    for key, raw in options.items():
+        _require_option(entry, cls, key)
+        values[key] = _from_text(raw, hints.get(key, Any), f"{name}[{key}]")
+    return _build(entry, cls, values)
+
+
+def split_spec(text: str) -> tuple[str, dict[str, str]]:
+    """``name[key=value,...]`` as its name and its options, still as text.
+
+    Raises:
+        SpecError: when the brackets or the ``key=value`` pairs are malformed.
+    """
+    name, bracket, rest = text.strip().partition("[")
+    if not bracket:
+        return name, {}
+    if not rest.endswith("]"):
+        raise SpecError(f"{text!r} has no closing bracket", needed="name[key=value,...]")
+    options = {}
+    for piece in filter(None, split_outside(rest[:-1], ",")):
+        key, equals, value = piece.partition("=")
+        if not equals or not key.strip():
+            raise SpecError(f"{piece!r} in {text!r} is no option", needed="key=value", tries=[f"{name}[{piece}=...]"])
+        options[key.strip()] = value.strip()
+    return name, options
+
+
+def split_outside(text: str, separator: str) -> list[str]:
+    """``text`` cut at the separators that stand outside square brackets."""
+    pieces, depth = [""], 0
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        if character == separator and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += character
+    return pieces
+
+
+def to_config(kind: str, spec: object) -> dict[str, Any]:
+    """A spec as JSON data: its catalogue name and every option, nested specs included.
+
+    Raises:
+        SpecError: when the spec is not in the catalogue, or an option is a function.
+    """
+    return {"name": name_of(kind, spec), "options": {k: _to_json(v, k) for k, v in _options(spec).items()}}
+
+
+def from_config(kind: str, config: Mapping[str, Any]) -> Any:
+    """The spec that :func:`to_config` wrote; only names in the catalogue are ever imported.
+
+    Raises:
+        SpecError: on malformed data, an unknown name or an unknown option.
+    """
+    name, options = config.get("name"), config.get("options", {})
+    if not isinstance(name, str) or not isinstance(options, Mapping):
+        raise SpecError(f"{str(config)[:80]!r} is no spec", needed='{"name": text, "options": {...}}')
+    entry = find(kind, name)
+    cls = entry.load()
+    for key in options:
+        _require_option(entry, cls, key)
+    return _build(entry, cls, {**entry.defaults, **{key: _from_json(value) for key, value in options.items()}})
+
+
+def describe(spec: object) -> dict[str, object]:
+    """The options of a spec that differ from its defaults, for tables and titles."""
+    if not is_dataclass(spec):
+        return {}
+    defaults = {f.name: f.default if f.default is not MISSING else None for f in fields(spec)}
+    return {k: v for k, v in _options(spec).items() if k not in defaults or defaults[k] != v}
+
+
+def _options(spec: object) -> dict[str, object]:
+    if is_dataclass(spec):
+        return {f.name: getattr(spec, f.name) for f in fields(spec) if f.init}
+    if hasattr(spec, "get_params"):  # scikit-learn's estimators
+        return dict(spec.get_params(deep=False))
+    return {}
+
+
+def _require_option(entry: Entry, cls: type, key: str) -> None:
+    known = [f.name for f in fields(cls) if f.init] if is_dataclass(cls) else _sklearn_options(cls)
+    if key not in known:
+        close = nearest(key, known) if known else []
+        raise SpecError(f"{entry.name} has no option {key!r}", tries=close, needed="" if known else "no options at all")
+
+
+def _sklearn_options(cls: type) -> list[str]:
+    return list(cls().get_params(deep=False)) if hasattr(cls, "get_params") else []
+
+
+def _build(entry: Entry, cls: type, values: dict[str, object]) -> object:
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise SpecError(f"{entry.name} cannot be made from {values}: {error}") from error
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    if not is_dataclass(cls):
+        return {}
+    try:
+        return typing.get_type_hints(cls)
+    except NameError:  # annotations that exist for type checkers only
+        return {f.name: Any for f in fields(cls)}
+
+
+def _from_text(raw: str, hint: Any, where: str) -> object:
+    """A value from text, by the option's annotation: the first member of a union that fits."""
+    for kind in _alternatives(hint):
+        fits, value = _read(raw, kind)
+        if fits:
+            return value
+    raise SpecError(f"{where}={raw!r} does not fit", needed=str(hint).replace("typing.", ""))
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = list(typing.get_args(hint))
+        # Text fits everything, so it is tried last.
+        return sorted(members, key=lambda member: member is str)
+    return [hint]
+
+
+def _read(raw: str, kind: Any) -> tuple[bool, object]:
+    if kind is Any:
+        return True, _guess(raw)
+    if typing.get_origin(kind) is typing.Literal:
+        return raw in typing.get_args(kind), raw
+    if typing.get_origin(kind) is tuple:
+        inner = next((a for a in typing.get_args(kind) if a is not Ellipsis), Any)
+        items = [_read(item, inner) for item in raw.split(";")]
+        return all(fits for fits, _ in items), tuple(value for _, value in items)
+    if kind in (type(None), bool):
+        words = {"none": None} if kind is type(None) else {"true": True, "false": False, "yes": True, "no": False}
+        return raw.lower() in words, words.get(raw.lower())
+    if kind in (int, float):
+        try:
+            return True, kind(raw)
+        except ValueError:
+            return False, None
+    if kind is str:
+        return True, raw
+    return _nested(raw)
+
+
+def _guess(raw: str) -> object:
+    for kind in (type(None), bool, int, float):
+        fits, value = _read(raw, kind)
+        if fits:
+            return value
+    return raw
+
+
+def _nested(raw: str) -> tuple[bool, object]:
+    """A part inside a part: a target, or another spec."""
+    try:
+        return True, parse_spec("targets", raw)
+    except SpecError:
+        return False, None
+
+
+def _to_json(value: object, key: str) -> Any:
+    if isinstance(value, _SCALARS):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_to_json(item, key) for item in value]
+    for kind in KINDS:
+        try:
+            return {"kind": kind, **to_config(kind, value)}
+        except SpecError:
+            continue
+    raise SpecError(
+        f"option {key}={value!r} cannot be written down",
+        needed="numbers, text, lists of them, or parts of the catalogue",
+        causes=["a function or a lambda: code is never saved, so that loading a file can't run any"],
+        tries=["a named target such as causalmad.targets.TopMargin()", "your own part, declared as an entry point"],
+    )
+
+
+def _from_json(value: Any) -> object:
+    if isinstance(value, list):
+        return tuple(_from_json(item) for item in value)
+    if isinstance(value, dict):
+        kind = value.get("kind")
+        if kind not in KINDS:
+            raise SpecError(f"{str(value)[:80]!r} is no spec", needed=f"a kind, one of {', '.join(KINDS)}")
+        return from_config(kind, value)
+    return value

@@ -1,0 +1,295 @@
+"""Inputs with ids: what a model is called with, row by row, free of padding and of batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from causalmad.errors import InputsError
+
+Rows: TypeAlias = Tensor | tuple[Tensor, ...]
+Block: TypeAlias = tuple[int, int] | Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some inputs as one call of the model.
+
+    Attributes:
+        rows: (batch,) positions of these inputs among all inputs.
+        fields: argument (position or keyword) -> (batch, ...) tensor, padded where the rows are ragged.
+        mask: (batch, positions) bool, true at real tokens; None where the inputs are no tokens.
+        extra: keyword -> tensor for what the padding needs (``attention_mask``, ``position_ids``).
+        columns: name -> (batch,) values that the model never sees; sites such as ``@S2`` look positions up here.
+    """
+
+    rows: npt.NDArray[np.int64]
+    fields: Mapping[int | str, Tensor]
+    mask: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def main(self) -> Tensor:
+        """(batch, ...) the field that carries the input."""
+        return next(iter(self.fields.values()))
+
+    @property
+    def call(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """Positional and keyword arguments of the model."""
+        positions = sorted(key for key in self.fields if isinstance(key, int))
+        named = {key: value for key, value in self.fields.items() if isinstance(key, str)}
+        return tuple(self.fields[key] for key in positions), {**named, **self.extra}
+
+    def with_main(self, values: Tensor) -> Batch:
+        """The same batch with another main field of the same shape."""
+        name = next(iter(self.fields))
+        return replace(self, fields={**self.fields, name: values})
+
+    def repeat(self, times: int) -> Batch:
+        """Every input ``times`` times in a row: 0, 0, 1, 1, ... for two."""
+        again = np.repeat(np.arange(len(self)), times)
+        index = torch.as_tensor(again, device=self.main.device)
+        return Batch(
+            self.rows[again],
+            {name: value[index] for name, value in self.fields.items()},
+            None if self.mask is None else self.mask[index],
+            {name: value[index] for name, value in self.extra.items()},
+            {name: value[again] for name, value in self.columns.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of a model, each with a stable id.
+
+    Attributes:
+        ids: (n,) unique text; from the data where it has ids, otherwise a hash of the content.
+        fields: argument of the model (position or keyword) -> (n, ...) tensor, or n ragged rows of tokens.
+        columns: name -> (n,) values that the model never sees.
+        blocks: named parts of the main field: ``(start, stop)`` on its last axis, or a bool mask of a row's shape.
+    """
+
+    ids: tuple[str, ...]
+    fields: Mapping[int | str, Rows]
+    columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    blocks: Mapping[str, Block] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.fields:
+            raise InputsError("inputs without any field", needed="at least one tensor that the model is called with")
+        for name, rows in self.fields.items():
+            if len(rows) != len(self.ids):
+                raise InputsError(f"field {name!r} has {len(rows)} rows for {len(self.ids)} ids", needed="one row an id")
+        for name, values in self.columns.items():
+            if len(values) != len(self.ids):
+                raise InputsError(f"column {name!r} has {len(values)} rows for {len(self.ids)} inputs")
+        if len(set(self.ids)) != len(self.ids):
+            seen: set[str] = set()
+            doubled = [key for key in self.ids if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+            raise InputsError(
+                f"{len(doubled)} ids stand more than once: {', '.join(map(repr, doubled[:3]))}",
+                needed="one id per input",
+                tries=["drop the repeated rows", "leave ids out: content hashes are used"],
+            )
+        if self.tokens:
+            empty = [self.ids[row] for row, tokens in enumerate(self.main) if tokens.numel() == 0]
+            if empty:
+                raise InputsError(
+                    f"{len(empty)} of {len(self)} inputs have no tokens: {', '.join(map(repr, empty[:3]))}",
+                    causes=["empty text and a tokenizer that adds no start token", "a mask of zeros only"],
+                    tries=["drop the empty inputs"],
+                )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: Any) -> Inputs:
+        """The inputs at some rows: an index, a slice, a list or an array of positions or of booleans."""
+        index = np.atleast_1d(np.arange(len(self))[rows])
+        picked = {
+            name: values[torch.as_tensor(index)] if isinstance(values, Tensor) else tuple(values[i] for i in index)
+            for name, values in self.fields.items()
+        }
+        columns = {name: values[index] for name, values in self.columns.items()}
+        return replace(self, ids=tuple(self.ids[i] for i in index), fields=picked, columns=columns)
+
+    @property
+    def main(self) -> Rows:
+        """The field that carries the input (the first one)."""
+        return next(iter(self.fields.values()))
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the inputs are sequences of token ids."""
+        return len(self) > 0 and not self.main[0].is_floating_point() and self.main[0].ndim == 1
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(n,) number of tokens, or the size of a row's last axis."""
+        return np.array([row.shape[-1] if row.ndim else 1 for row in self.main], dtype=np.int64)
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """(n,) hash of each input's content: equal exactly where the model is called with the same values."""
+        return tuple(_digest({name: rows[i] for name, rows in self.fields.items()}) for i in range(len(self)))
+
+    def block_mask(self, name: str) -> Tensor:
+        """Bool mask of one row's shape: where a declared block lies."""
+        block, shape = self.blocks[name], self.main[0].shape
+        if isinstance(block, Tensor):
+            return block.expand(shape)
+        mask = torch.zeros(shape, dtype=torch.bool)
+        mask[..., block[0] : block[1]] = True
+        return mask
+
+    def batches(
+        self,
+        size: int,
+        *,
+        side: str = "left",
+        accepts: Collection[str] = (),
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Batch]:
+        """Batches of at most ``size`` inputs; every input is in exactly one.
+
+        Args:
+            size: inputs a batch, at most.
+            side: ``left`` or ``right``, where shorter token sequences are padded.
+            accepts: names of the model's arguments; without ``attention_mask`` only rows of equal length share a batch,
+                so that padding can never reach the model unmasked.
+            device: where the tensors go.
+            dtype: what floating-point fields are cast to.
+        """
+        for rows in self._groups(size, by_length=self.tokens and "attention_mask" not in accepts):
+            yield self._batch(rows, side, accepts, device, dtype)
+
+    def _groups(self, size: int, by_length: bool) -> Iterator[npt.NDArray[np.int64]]:
+        order = np.arange(len(self))
+        lengths = np.unique(self.lengths) if by_length else [None]
+        for length in lengths:
+            rows = order if length is None else order[self.lengths == length]
+            for start in range(0, len(rows), size):
+                yield rows[start : start + size]
+
+    def _batch(
+        self,
+        rows: npt.NDArray[np.int64],
+        side: str,
+        accepts: Collection[str],
+        device: torch.device | None,
+        dtype: torch.dtype | None,
+    ) -> Batch:
+        def move(value: Tensor) -> Tensor:
+            return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+        fields = {}
+        for name, values in self.fields.items():
+            picked = values[torch.as_tensor(rows)] if isinstance(values, Tensor) else _pad([values[i] for i in rows], side)
+            fields[name] = move(picked)
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        if not self.tokens:
+            return Batch(rows, fields, columns=columns)
+        mask = _pad([torch.ones(int(self.lengths[i]), dtype=torch.bool) for i in rows], side)
+        extra = {
+            "attention_mask": mask.long(),
+            "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0),
+        }
+        kept = {name: move(value) for name, value in extra.items() if name in accepts and name not in fields}
+        return Batch(rows, fields, move(mask), kept, columns)
+
+    def pack(self) -> dict[str, Tensor]:
+        """The fields as plain tensors, for a file; :meth:`unpack` is the way back."""
+        packed = {}
+        for name, rows in self.fields.items():
+            key = f"{'position' if isinstance(name, int) else 'keyword'}:{name}"
+            if isinstance(rows, Tensor):
+                packed[f"{key}:rows"] = rows.contiguous()
+            else:
+                packed[f"{key}:flat"] = torch.cat(list(rows))
+                packed[f"{key}:lengths"] = torch.tensor([len(row) for row in rows])
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: Mapping[str, Tensor], ids: Sequence[str], blocks: Mapping[str, Block]) -> Inputs:
+        """The inputs that :meth:`pack` wrote."""
+        fields: dict[int | str, Rows] = {}
+        for key in sorted(packed):
+            kind, name, form = key.split(":", 2)
+            argument: int | str = int(name) if kind == "position" else name
+            if form == "rows":
+                fields[argument] = packed[key]
+            elif form == "flat":
+                fields[argument] = tuple(packed[key].split(packed[f"{kind}:{name}:lengths"].tolist()))
+        return cls(tuple(ids), fields, blocks=blocks)
+
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        *,
+        tokenizer: Callable[..., Any] | None = None,
+        accepts: Collection[str] = (),
+        blocks: Mapping[str, Block] | None = None,
+        ids: Sequence[object] | None = None,
+        columns: Mapping[str, Any] | None = None,
+    ) -> Inputs:
+        """Inputs from whatever people have.
+
+        Args:
+            data: a tensor or array (n, ...); a dict of them; a list of strings (needs ``tokenizer``); a list of dicts;
+                a Hugging Face ``Dataset``; a ``DataLoader``; or Inputs.
+            tokenizer: turns a list of strings into ``{"input_ids": [[...], ...]}``.
+            accepts: names of the model's arguments; a dict's other keys become columns.
+            blocks: named parts of the main field, see the class.
+            ids: (n,) one id per input, unique. A column ``id`` in the data serves as well.
+            columns: further values, one per input, that the model never sees.
+
+        Raises:
+            InputsError: on empty data, ragged data that is no text, doubled ids, or a kind that is none of these.
+        """
+        from causalmad.reading import read
+
+        return read(data, tokenizer, accepts, blocks, ids, columns)
+
+
+def content_ids(fields: Mapping[int | str, Rows], count: int) -> tuple[str, ...]:
+    """(n,) ids from the content; repeats of the same content get a running number."""
+    seen: dict[str, int] = {}
+    ids = []
+    for row in range(count):
+        key = _digest({name: rows[row] for name, rows in fields.items()})[:12]
+        seen[key] = seen.get(key, 0) + 1
+        ids.append(key if seen[key] == 1 else f"{key}.{seen[key]}")
+    return tuple(ids)
+
+
+def _digest(row: Mapping[int | str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in row.items():
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}:".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _pad(rows: Sequence[Tensor], side: str) -> Tensor:
+    """(batch, longest) rows of equal or differing length as one tensor, filled with zeros."""
+    longest = max(row.shape[0] for row in rows)
+    out = torch.zeros(len(rows), longest, dtype=rows[0].dtype)
+    for place, row in zip(out, rows, strict=True):
+        start = longest - row.shape[0] if side == "left" else 0
+        place[start : start + row.shape[0]] = row
+    return out

@@ -1,0 +1,252 @@
+"""An opened model: one protocol, whatever the model is and whichever engine runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from causalmad.errors import ModelError
+from causalmad.inputs import Batch, Inputs
+from causalmad.models.fingerprint import digest, parameter_digests
+from causalmad.models.quiet import quiet
+from causalmad.models.resolve import resolve
+from causalmad.sites import Place, Site, position_index
+from causalmad.targets import Target, two_logits
+
+if TYPE_CHECKING:
+    from causalmad.models.architectures import Architecture
+
+Patch = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of the model gave.
+
+    Attributes:
+        logits: (batch, classes) at the position that was read; None when the run was stopped before the output.
+        values: place -> activation as the rest of the model saw it, after edits.
+        grads: place -> gradient of the summed target; only where a target was asked for.
+    """
+
+    logits: Tensor | None
+    values: Mapping[Place, Tensor]
+    grads: Mapping[Place, Tensor] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """How a module is run with reads, edits and gradients; it leaves nothing behind."""
+
+    name: str
+
+    def run(
+        self,
+        module: Any,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Any],
+        *,
+        read: Sequence[Place],
+        edits: Mapping[Place, Patch],
+        objective: Callable[[Any], tuple[Tensor, Tensor]] | None,
+        output: bool,
+    ) -> tuple[Any, dict[Place, Tensor], dict[Place, Tensor]]:
+        """The module's output, values and gradients.
+
+        Args:
+            module: what the engine was opened on.
+            args: positional arguments of the model.
+            kwargs: keyword arguments of the model.
+            read: places to read, each a whole tensor.
+            edits: place -> what it is replaced by; reads see the edited value.
+            objective: from the module's output to (logits, scalar), the scalar's gradient being wanted at ``read``.
+            output: whether the output is wanted; without it the run may stop after the last read.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class OpenModel:
+    """A model that signatures can read, differentiate and intervene on; made by :func:`causalmad.open_model`.
+
+    Attributes:
+        module: the plain ``torch.nn.Module``.
+        handle: what the engine runs: the module, or an nnsight wrapper of it.
+        engine: ``hooks`` or ``nnsight``.
+        architecture: where blocks, heads and MLPs are, if the model is of a known family.
+        tokenizer: turns texts into token ids, if there is one.
+        accepts: names of the arguments of the model's ``forward``.
+        positional: whether token ids are passed as the first positional argument (TransformerLens).
+        side: where token rows are padded, ``left`` or ``right``.
+        batch_size: inputs a batch, at most.
+    """
+
+    module: nn.Module
+    handle: Any
+    engine: Engine
+    architecture: Architecture | None = None
+    tokenizer: Callable[..., Any] | None = None
+    accepts: frozenset[str] = frozenset()
+    positional: bool = False
+    side: str = "left"
+    batch_size: int = 64
+
+    @property
+    def name(self) -> str:
+        """The class of the module."""
+        return type(self.module).__name__
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter lives."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What floating-point inputs are cast to: the type of the first floating-point parameter."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+
+    def inputs(self, data: Any) -> Inputs:
+        """Inputs for this model from texts, tensors, dicts, data sets or loaders; see :meth:`Inputs.of`."""
+        return Inputs.of(data, tokenizer=self.tokenizer, accepts=self.accepts)
+
+    def sites(self, what: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:
+        """The sites that a path, a glob, a role or a list of them means on this model, in the order of the layers.
+
+        Raises:
+            SiteError: for what the model does not have, with the nearest three names.
+        """
+        return resolve(self.module, self.architecture, what)
+
+    def batches(self, inputs: Inputs, size: int | None = None) -> Iterator[Batch]:
+        """Batches of the inputs on the model's device, padded and masked as the model takes them."""
+        accepts = self.accepts
+        return inputs.batches(
+            size or self.batch_size, side=self.side, accepts=accepts, device=self.device, dtype=self.dtype
+        )
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Eval mode, frozen parameters and a lock, for as long as it lasts; afterwards all is as it was."""
+        return quiet(self.module)
+
+    def run(
+        self,
+        batch: Batch,
+        *,
+        read: Sequence[Place] = (),
+        edits: Mapping[Place, Patch] | None = None,
+        target: Target | None = None,
+        output: bool = True,
+        position: int | str = -1,
+    ) -> Run:
+        """One run of the model: capture, gradients and edits are all this.
+
+        Args:
+            batch: what the model is called with.
+            read: places to read.
+            edits: place -> function of its activation, applied before anything later in the model runs.
+            target: read-out whose gradient is wanted at ``read``; bound to this run's own logits.
+            output: whether the logits are wanted; without them the run stops after the last read.
+            position: token position at which a sequence of logits is read.
+
+        Raises:
+            SiteError: when a place is never reached, or has no tensor.
+            ModelError: when the output holds no logits.
+        """
+        args, kwargs = self._call(batch, position)
+
+        def logits_of(result: Any) -> Tensor:
+            return read_logits(result, batch, position)
+
+        def objective(result: Any) -> tuple[Tensor, Tensor]:
+            logits = logits_of(result)
+            assert target is not None
+            return logits, target.bind(logits)(logits).sum()
+
+        with self.quiet():
+            result, values, grads = self.engine.run(
+                self.handle,
+                args,
+                kwargs,
+                read=tuple(read),
+                edits=edits or {},
+                objective=objective if target is not None else None,
+                output=output,
+            )
+        logits = logits_of(result).detach() if output or target is not None else None
+        return Run(logits, values, grads)
+
+    def logits(self, batch: Batch, edits: Mapping[Place, Patch] | None = None, position: int | str = -1) -> Tensor:
+        """(batch, classes) logits, possibly under edits."""
+        logits = self.run(batch, edits=edits, position=position).logits
+        assert logits is not None
+        return logits
+
+    def fingerprint(self) -> str:
+        """A hash of every parameter and buffer."""
+        return digest(self.parameter_fingerprints())
+
+    def parameter_fingerprints(self) -> dict[str, str]:
+        """Name of a parameter or buffer -> hash of its shape, type and values."""
+        return parameter_digests(self.module)
+
+    def _call(self, batch: Batch, position: int | str) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        args, named = batch.call
+        kwargs: dict[str, Any] = dict(named)
+        if self.positional and "input_ids" in kwargs:
+            args = (kwargs.pop("input_ids"), *args)
+        if "use_cache" in self.accepts:
+            kwargs["use_cache"] = False  # a cache of keys and values would be filled for nothing
+        if batch.mask is not None and "logits_to_keep" in self.accepts and position == -1 and self.side == "left":
+            kwargs["logits_to_keep"] = 1  # the vocabulary is the largest matrix; only one position is read
+        return args, kwargs
+
+
+def read_logits(result: Any, batch: Batch, position: int | str) -> Tensor:
+    """(batch, classes) from whatever a model returns: a tensor, a tuple, or an output with ``logits``.
+
+    A single logit per input counts as two classes, ``[0, logit]``.
+
+    Raises:
+        ModelError: when there is no such tensor, or a sequence of logits and no tokens to say where to read.
+    """
+    logits = result
+    if not isinstance(result, Tensor):
+        logits = getattr(result, "logits", None)
+        if logits is None and isinstance(result, (tuple, list)):
+            logits = next((part for part in result if isinstance(part, Tensor)), None)
+        if logits is None and isinstance(result, Mapping):
+            logits = result.get("logits")
+    if not isinstance(logits, Tensor):
+        raise ModelError(
+            f"the model returned {type(result).__name__} without logits",
+            needed="a tensor (batch, classes), a tuple that starts with one, or an output with .logits",
+            causes=["a model without a head, such as GPT2Model in place of GPT2LMHeadModel"],
+        )
+    if logits.shape[0] != len(batch):
+        raise ModelError(f"the model returned {logits.shape[0]} rows for {len(batch)} inputs", needed="one row each")
+    if logits.ndim == 1:
+        logits = logits[:, None]
+    if logits.ndim == 3 and batch.mask is not None:
+        at = position_index(position, batch)
+        at = torch.zeros_like(at) if logits.shape[1] == 1 else at
+        logits = logits[torch.arange(len(batch), device=logits.device), at]
+    if logits.ndim != 2:
+        raise ModelError(
+            f"the model returned logits of shape {tuple(logits.shape)}",
+            needed="(batch, classes), or (batch, positions, classes) for token inputs",
+            tries=["wrap the model in a module that picks the logits to watch"],
+        )
+    if not bool(torch.isfinite(logits.detach().float()).all(-1).all()):
+        bad = (~torch.isfinite(logits.detach().float()).all(-1)).nonzero().flatten().tolist()
+        raise ModelError(
+            f"the model returned NaN or infinite logits for {len(bad)} of {len(batch)} inputs, the first at row "
+            f"{int(batch.rows[bad[0]])}",
+            causes=["overflow in half precision", "NaN in the inputs or in the weights"],
+            tries=["model.float()", "torch.autograd.set_detect_anomaly(True) to find the module"],
+        )
+    return two_logits(logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits)

@@ -1,0 +1,45 @@
+"""Fingerprints: which weights a result was computed with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+def parameter_digests(module: nn.Module) -> dict[str, str]:
+    """Name of a parameter or buffer -> hash of its shape, type and values, in the module's order."""
+    return {name: _tensor_digest(value) for name, value in module.state_dict(keep_vars=True).items()}
+
+
+def digest(parts: Mapping[str, str]) -> str:
+    """One hash of all parameters' hashes, names included."""
+    whole = hashlib.blake2b(digest_size=16)
+    for name, part in parts.items():
+        whole.update(f"{name}={part}\n".encode())
+    return whole.hexdigest()
+
+
+def first_difference(saved: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """What differs first between two models, in words; None when nothing does."""
+    for name, part in saved.items():
+        if name not in now:
+            return f"parameter {name!r} is missing"
+        if now[name] != part:
+            return f"parameter {name!r} differs"
+    extra = next((name for name in now if name not in saved), None)
+    return f"parameter {extra!r} is new" if extra else None
+
+
+def _tensor_digest(value: object) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    if not isinstance(value, torch.Tensor):
+        whole.update(repr(value).encode())
+        return whole.hexdigest()
+    whole.update(f"{value.dtype}:{tuple(value.shape)}:".encode())
+    if value.device.type != "meta":
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        whole.update(memoryview(flat.view(torch.uint8).numpy()))
+    return whole.hexdigest()

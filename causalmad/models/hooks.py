@@ -1,0 +1,147 @@
+"""The default engine: plain PyTorch hooks and ``torch.autograd.grad``, removed whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causalmad.errors import SiteError, nearest
+from causalmad.models.places import pick, swap
+from causalmad.sites import Place
+
+
+class _Stop(BaseException):
+    """Ends a forward pass after the last read; not an Exception, so that no model can swallow it."""
+
+
+class Hooks:
+    """Runs a module under forward hooks."""
+
+    name = "hooks"
+
+    def run(
+        self,
+        module: nn.Module,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Any],
+        *,
+        read: Sequence[Place],
+        edits: Mapping[Place, Callable[[Tensor], Tensor]],
+        objective: Callable[[Any], tuple[Tensor, Tensor]] | None,
+        output: bool,
+    ) -> tuple[Any, dict[Place, Tensor], dict[Place, Tensor]]:
+        """See :class:`causalmad.models.base.Engine`."""
+        for private in (False, True):
+            visit = _Visit(module, read, edits, gradients=objective is not None, private=private)
+            result, values, grads = visit.run(args, kwargs, objective, output or objective is not None)
+            # A later in-place operation overwrote what was read: once more, with copies.
+            if not visit.overwritten():
+                break
+        return result, values, grads
+
+
+class _Visit:
+    """One run: the hooks, and what they saw."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        read: Sequence[Place],
+        edits: Mapping[Place, Callable[[Tensor], Tensor]],
+        gradients: bool,
+        private: bool,
+    ) -> None:
+        self.module, self.edits, self.gradients, self.private = module, edits, gradients, private
+        self.read = dict.fromkeys(read)
+        self.values: dict[Place, Tensor] = {}
+        self.versions: dict[Place, int] = {}
+        self.calls: dict[Place, int] = {}
+        self.early = False
+
+    def run(
+        self,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Any],
+        objective: Callable[[Any], tuple[Tensor, Tensor]] | None,
+        output: bool,
+    ) -> tuple[Any, dict[Place, Tensor], dict[Place, Tensor]]:
+        self.early = not output
+        result: Any = None
+        with ExitStack() as stack, torch.set_grad_enabled(objective is not None):
+            for place in dict.fromkeys([*self.read, *self.edits]):
+                stack.callback(self._hook(place).remove)
+            try:
+                result = self.module(*args, **kwargs)
+            except _Stop:
+                pass
+        self._require_reached()
+        if objective is None or not self.read:
+            return result, {place: value.detach() for place, value in self.values.items()}, {}
+        with torch.enable_grad():
+            _, scalar = objective(result)
+        places = list(self.read)
+        wanted = [self.values[place] for place in places]
+        found = torch.autograd.grad(scalar, wanted, allow_unused=True) if scalar.requires_grad else [None] * len(wanted)
+        grads = {
+            place: torch.zeros_like(value) if grad is None else grad
+            for place, value, grad in zip(places, wanted, found, strict=True)
+        }
+        return result, {place: value.detach() for place, value in self.values.items()}, grads
+
+    def overwritten(self) -> bool:
+        return any(self.values[place]._version != version for place, version in self.versions.items())
+
+    def _hook(self, place: Place) -> torch.utils.hooks.RemovableHandle:
+        modules = dict(self.module.named_modules())
+        if place.path not in modules:
+            raise SiteError(f"no module {place.path!r} in {type(self.module).__name__}", tries=nearest(place.path, modules))
+        part = modules[place.path]
+        if place.side == "output":
+
+            def after(_: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
+                return swap(result, place, self._visit(place, pick(result, place)))
+
+            return part.register_forward_hook(after, with_kwargs=True)
+
+        def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+            new = self._visit(place, pick((args, kwargs), place))
+            return swap((args, kwargs), place, new)
+
+        return part.register_forward_pre_hook(before, with_kwargs=True)
+
+    def _visit(self, place: Place, value: Tensor) -> Tensor:
+        self.calls[place] = self.calls.get(place, 0) + 1
+        if self.calls[place] > 1:
+            raise SiteError(
+                f"{place} is called more than once in a forward pass",
+                causes=["a module that is shared between layers", "generation in place of a single pass"],
+                tries=["name a module inside that is called once"],
+            )
+        if place in self.edits:
+            new = self.edits[place](value)
+            if new.shape != value.shape:
+                raise SiteError(f"the edit at {place} gave shape {tuple(new.shape)}", needed=f"{tuple(value.shape)}")
+            value = new.to(value.dtype)
+        if place not in self.read:
+            return value
+        if self.gradients and not value.requires_grad and value.is_floating_point():
+            value = value.detach().requires_grad_(True)
+        self.values[place] = value
+        self.versions[place] = value._version
+        if self.early and len(self.values) == len(self.read):
+            raise _Stop
+        # A leaf may not be written in place, and `private` keeps later in-place operations off what was read.
+        return value.clone() if self.private or (value.is_leaf and value.requires_grad) else value
+
+    def _require_reached(self) -> None:
+        missed = [place for place in dict.fromkeys([*self.read, *self.edits]) if place not in self.calls]
+        if missed:
+            raise SiteError(
+                f"{len(missed)} sites were never reached, the first is {missed[0]}",
+                causes=["a container such as a ModuleList, which is never called itself", "a branch that did not run"],
+                tries=["name the modules inside it: " + f"{missed[0].path}.*"],
+            )

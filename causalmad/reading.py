@@ -1,0 +1,169 @@
+"""Reading what people have into :class:`~causalmad.inputs.Inputs`: tensors, texts, dicts, data sets, loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causalmad.errors import InputsError
+from causalmad.inputs import Block, Inputs, Rows, content_ids
+
+_TEXT_KEYS = ("text", "prompt", "input", "sentence")
+_NEVER_FIELDS = ("labels", "label", "id")  # `labels` is an argument of many models, but it asks for a loss
+
+
+def read(
+    data: Any,
+    tokenizer: Callable[..., Any] | None,
+    accepts: Collection[str],
+    blocks: Mapping[str, Block] | None,
+    ids: Sequence[object] | None,
+    columns: Mapping[str, Any] | None,
+) -> Inputs:
+    """Inputs from ``data``; see :meth:`causalmad.inputs.Inputs.of` for the kinds and the errors."""
+    if isinstance(data, Inputs):
+        return data
+    table = _table(data)
+    fields, found = _split(table, tokenizer, accepts)
+    count = len(next(iter(fields.values())))
+    if count == 0:
+        raise InputsError("no inputs at all: the data has 0 rows", needed="at least one input")
+    found.update({name: _column(values) for name, values in (columns or {}).items()})
+    given = ids if ids is not None else found.pop("id", None)
+    names = content_ids(fields, count) if given is None else tuple(str(key) for key in given)
+    for name, block in (blocks or {}).items():
+        if not isinstance(block, Tensor):
+            width = min(row.shape[-1] for row in next(iter(fields.values())))
+            if not 0 <= block[0] < block[1] <= width:
+                raise InputsError(f"block {name!r} = {block} lies outside the last axis of size {width}")
+    return Inputs(names, fields, found, dict(blocks or {}))
+
+
+def _table(data: Any) -> dict[int | str, Any]:
+    """The data as argument or column name -> values, one per input."""
+    if isinstance(data, (Tensor, np.ndarray)):
+        return {0: data}
+    if isinstance(data, Mapping):
+        return dict(data)
+    if isinstance(data, torch.utils.data.DataLoader):
+        return _stack([_table(_unlabelled(batch)) for batch in data])
+    if hasattr(data, "column_names") and hasattr(data, "features"):  # a Hugging Face Dataset
+        return {name: list(data[name]) for name in data.column_names}
+    if isinstance(data, (str, bytes)):
+        raise InputsError("a single text was passed", needed="a list of texts", tries=["[text]"])
+    if isinstance(data, Sequence):
+        return _rows(list(data))
+    raise InputsError(
+        f"data of type {type(data).__name__}",
+        needed="a tensor, a dict of tensors, a list of texts or of dicts, a Dataset, a DataLoader, or Inputs",
+    )
+
+
+def _unlabelled(batch: Any) -> Any:
+    """A loader's ``(x, y)`` as a table in which y is a column."""
+    if isinstance(batch, (tuple, list)) and batch and all(isinstance(part, Tensor) for part in batch):
+        names = ["label", *(f"column {i}" for i in range(2, len(batch)))]
+        return {0: batch[0], **dict(zip(names, batch[1:], strict=True))}
+    return batch
+
+
+def _stack(tables: list[dict[int | str, Any]]) -> dict[int | str, Any]:
+    if not tables:
+        raise InputsError("no inputs at all: the loader is empty", needed="at least one input")
+    return {name: [row for table in tables for row in table[name]] for name in tables[0]}
+
+
+def _rows(rows: list[Any]) -> dict[int | str, Any]:
+    if not rows:
+        raise InputsError("no inputs at all: an empty list", needed="at least one input")
+    if all(isinstance(row, str) for row in rows):
+        return {"text": rows}
+    if all(isinstance(row, Mapping) for row in rows):
+        names = dict.fromkeys(name for row in rows for name in row)
+        for name in names:
+            missing = [i for i, row in enumerate(rows) if name not in row]
+            if missing and name != "id":
+                raise InputsError(f"{len(missing)} of {len(rows)} rows have no {name!r}, the first is row {missing[0]}")
+        return {name: [row.get(name, i) for i, row in enumerate(rows)] for name in names}
+    if all(isinstance(row, (Tensor, np.ndarray)) for row in rows):
+        return {0: rows}
+    kinds = sorted({type(row).__name__ for row in rows})
+    raise InputsError(f"a list of {', '.join(kinds)}", needed="texts, dicts or tensors, all of one kind")
+
+
+def _split(
+    table: dict[int | str, Any], tokenizer: Callable[..., Any] | None, accepts: Collection[str]
+) -> tuple[dict[int | str, Rows], dict[str, Any]]:
+    """What the model is called with, and what it never sees."""
+    fields: dict[int | str, Rows] = {}
+    columns: dict[str, Any] = {}
+    mask = table.pop("attention_mask", None)
+    table.pop("position_ids", None)  # made anew for every batch from the rows themselves
+    for name, values in table.items():
+        if isinstance(name, int) or name == "input_ids" or (name in accepts and name not in _NEVER_FIELDS):
+            fields[name] = _field(values, name)
+        else:
+            columns[str(name)] = _column(values)
+    if not fields:
+        key = next((k for k in (*_TEXT_KEYS, *columns) if k in columns and isinstance(columns[k][0], str)), None)
+        if key is None:
+            raise InputsError(
+                f"none of the fields {sorted(columns)} is an argument of the model",
+                needed=f"one of {sorted(accepts)[:8]}, or a text field such as 'text'",
+            )
+        if tokenizer is None:
+            raise InputsError(
+                f"the inputs are texts ({key!r}) and the model came without a tokenizer",
+                tries=["open_model(model, tokenizer=tokenizer)", "pass token ids: [{'input_ids': [...]}, ...]"],
+            )
+        encoded = tokenizer([str(text) for text in columns[key]])
+        fields["input_ids"] = _field(encoded["input_ids"], "input_ids")
+        mask = encoded.get("attention_mask") if hasattr(encoded, "get") else None
+    if mask is not None and "input_ids" in fields:
+        masks = [torch.as_tensor(row, dtype=torch.bool) for row in mask]
+        for name in fields:
+            kept = [row[keep] for row, keep in zip(fields[name], masks, strict=True) if row.shape == keep.shape]
+            fields[name] = _field(kept, name) if len(kept) == len(masks) else fields[name]
+    order = sorted(fields, key=lambda name: (name != "input_ids", isinstance(name, str)))
+    return {name: fields[name] for name in order}, columns
+
+
+def _field(values: Any, name: int | str) -> Rows:
+    try:
+        if isinstance(values, (Tensor, np.ndarray)):
+            whole = torch.as_tensor(values)
+            if whole.ndim == 0:
+                raise InputsError(f"field {name!r} is a single number", needed="one row per input")
+            return _single(whole)
+        rows = [_single(torch.as_tensor(row)) for row in values]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputsError(f"field {name!r} cannot be made into tensors: {error}") from error
+    if len({row.shape for row in rows}) <= 1:
+        return torch.stack(rows) if rows else torch.zeros(0, 1)
+    if all(row.ndim == 1 and not row.is_floating_point() for row in rows):
+        return tuple(rows)
+    shapes = sorted({tuple(row.shape) for row in rows})[:3]
+    raise InputsError(
+        f"field {name!r} has rows of different shapes: {shapes}",
+        needed="one shape, or sequences of token ids, which alone may differ in length",
+    )
+
+
+def _single(value: Tensor) -> Tensor:
+    """Floats as float32 (numpy's default is float64, models' is not), without a graph, on the CPU."""
+    value = value.detach().cpu()
+    return value.float() if value.dtype == torch.float64 else value.long() if value.dtype == torch.int32 else value
+
+
+def _column(values: Any) -> Any:
+    if isinstance(values, Tensor):
+        return values.detach().cpu().numpy()
+    array = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        array[i] = value.item() if isinstance(value, (Tensor, np.generic)) and np.ndim(value) == 0 else value
+    kinds = {type(value) for value in array}
+    return np.array(list(array)) if kinds and kinds <= {int, float, bool} else array

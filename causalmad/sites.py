@@ -1,0 +1,218 @@
+"""Sites: named places in a model's module tree, as text and as slices of an activation.
+
+Text form: ``path[:side[element]][#head=list|#neuron=list][@position]``, for example
+``transformer.h.5.attn#head=3,9@-1``, ``model.layers.2.mlp.down_proj:input@all`` or ``bert.encoder.layer.0.output``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from causalmad.errors import InputsError, SiteError
+from causalmad.inputs import Batch
+
+POOLS = ("mean", "max", "min", "sum")
+
+_FORM = re.compile(
+    r"^(?P<path>[^:#@\[\]]*)"
+    r"(?::(?P<side>input|output)(?:\[(?P<element>[^\]]+)\])?)?"
+    r"(?:#(?P<unit>head|neuron)=(?P<which>[0-9,\-]+))?"
+    r"(?:@(?P<position>[^@#]+))?$"
+)
+
+
+class Place(NamedTuple):
+    """What an engine reads or edits as a whole: one tensor that goes into or comes out of a module."""
+
+    path: str
+    side: Literal["input", "output"] = "output"
+    element: int | str | None = None
+
+    def __str__(self) -> str:
+        """The text form of a site without its slice."""
+        element = "" if self.element is None else f"[{self.element}]"
+        return self.path if (self.side, element) == ("output", "") else f"{self.path}:{self.side}{element}"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the module tree, and optionally which part of its activation.
+
+    Attributes:
+        path: dotted path as in ``named_modules()``; empty for the model itself.
+        side: the module's ``input`` or its ``output``.
+        element: which element of a tuple (a number) or of keyword arguments (a name); None takes the first tensor.
+        heads: which heads, of an activation whose last axis is made of ``head_count`` equal parts.
+        neurons: which entries of the last axis.
+        position: ``-1`` is the last real token, ``0`` the first; a name is looked up in the data's columns; ``all``
+            pools over the real tokens by the mean, ``all:max`` by another of mean, max, min, sum; None keeps them.
+        head_count: number of heads, filled in when the site is resolved on a model.
+    """
+
+    path: str
+    side: Literal["input", "output"] = "output"
+    element: int | str | None = None
+    heads: tuple[int, ...] = ()
+    neurons: tuple[int, ...] = ()
+    position: int | str | None = None
+    head_count: int = 0
+
+    @property
+    def place(self) -> Place:
+        """The whole tensor of which this site is a part."""
+        return Place(self.path, self.side, self.element)
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """The site that a text stands for.
+
+        Raises:
+            SiteError: when the text is not of the form above.
+        """
+        found = _FORM.match(text.strip())
+        if found is None:
+            raise SiteError(
+                f"{text!r} is no site",
+                needed="path[:input|:output][#head=list|#neuron=list][@position]",
+                tries=["transformer.h.5.attn#head=3,9@-1", "model.layers.2.mlp:input@all"],
+            )
+        element, position = found["element"], found["position"]
+        which = _numbers(found["which"]) if found["which"] else ()
+        return cls(
+            found["path"],
+            "input" if found["side"] == "input" else "output",
+            int(element) if element and element.isdigit() else element,
+            which if found["unit"] == "head" else (),
+            which if found["unit"] == "neuron" else (),
+            int(position) if position and re.fullmatch(r"-?\d+", position) else position,
+        )
+
+    def __str__(self) -> str:
+        """The text form."""
+        parts = str(self.place)
+        for unit, which in (("head", self.heads), ("neuron", self.neurons)):
+            parts += f"#{unit}={','.join(map(str, which))}" if which else ""
+        return parts if self.position is None else f"{parts}@{self.position}"
+
+    def at(self, position: int | str | None) -> Site:
+        """The same place at another position."""
+        return replace(self, position=position)
+
+    def take(self, value: Tensor, batch: Batch) -> Tensor:
+        """The part of an activation that this site names.
+
+        Args:
+            value: (batch, ...) activation of the whole place.
+            batch: what the model was called with; its mask says which tokens are real.
+
+        Returns:
+            (batch, features) with a position, otherwise (batch, positions, features) or the shape of ``value``.
+        """
+        part = self._features(value)
+        if self.position is None or not _sequential(value, batch):
+            return part
+        if isinstance(self.position, str) and self.position.partition(":")[0] == "all":
+            return pool(part, batch.mask, self.position.partition(":")[2] or "mean")
+        return part[torch.arange(len(batch), device=part.device), position_index(self.position, batch)]
+
+    def put(self, value: Tensor, new: Tensor, batch: Batch) -> Tensor:
+        """``value`` with the part that this site names replaced by ``new``; ``value`` itself stays as it is."""
+        mask = torch.zeros_like(value, dtype=torch.bool)
+        inner = self._features(mask)
+        if self.position is None or not _sequential(value, batch):
+            inner = torch.ones_like(inner)
+        elif isinstance(self.position, str) and self.position.partition(":")[0] == "all":
+            raise SiteError(f"{self} is a pooled position", needed="a single position, to replace it")
+        else:
+            inner = inner.clone()
+            inner[torch.arange(len(batch), device=value.device), position_index(self.position, batch)] = True
+            new = new.unsqueeze(1) if new.ndim == inner.ndim - 1 else new
+        return torch.where(self._spread(inner, mask), self._spread(new.expand_as(inner).to(value.dtype), value), value)
+
+    def _features(self, value: Tensor) -> Tensor:
+        if self.heads:
+            heads = value if value.ndim == 4 else value.unflatten(-1, (self.head_count, -1))
+            return heads[..., list(self.heads), :].flatten(-2)
+        return value[..., list(self.neurons)] if self.neurons else value
+
+    def _spread(self, part: Tensor, like: Tensor) -> Tensor:
+        """The way back from :meth:`_features`: ``part`` at its place in a tensor shaped as ``like``."""
+        if not (self.heads or self.neurons):
+            return part
+        out = torch.zeros_like(like)
+        if self.neurons:
+            out[..., list(self.neurons)] = part
+            return out
+        heads = out if out.ndim == 4 else out.unflatten(-1, (self.head_count, -1))
+        heads[..., list(self.heads), :] = part.unflatten(-1, (len(self.heads), -1))
+        return out
+
+
+def position_index(position: int | str, batch: Batch) -> Tensor:
+    """(batch,) where a position lies in the padded rows.
+
+    Args:
+        position: a number (negative from the end) among the real tokens, or the name of a column of such numbers.
+        batch: the inputs.
+
+    Raises:
+        SiteError: when no column has that name.
+        InputsError: when an input is too short.
+    """
+    if batch.mask is None:
+        raise SiteError(f"position @{position} on inputs that are no sequences", needed="token inputs")
+    count = batch.mask.sum(-1)
+    if isinstance(position, str):
+        if position not in batch.columns:
+            raise SiteError(
+                f"no position column {position!r} comes with the data",
+                tries=[*(f"@{name}" for name in list(batch.columns)[:3]), "@-1", "@all"],
+            )
+        wanted = torch.as_tensor(batch.columns[position].astype(int), device=count.device)
+    else:
+        wanted = torch.full_like(count, position)
+    wanted = torch.where(wanted < 0, wanted + count, wanted)
+    outside = (wanted < 0) | (wanted >= count)
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise InputsError(
+            f"position @{position} lies outside {int(outside.sum())} inputs; row {int(batch.rows[row])} has "
+            f"{int(count[row])} tokens",
+            tries=["@-1, the last real token", "drop the inputs that are too short"],
+        )
+    return batch.mask.long().argmax(-1) + wanted
+
+
+def pool(value: Tensor, mask: Tensor | None, how: str) -> Tensor:
+    """(batch, features) statistic over the real tokens of (batch, positions, features)."""
+    if how not in POOLS:
+        raise SiteError(f"no pooling {how!r}", tries=[f"@all:{name}" for name in POOLS])
+    keep = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device) if mask is None else mask
+    keep = keep[..., None]
+    if how in ("max", "min"):
+        fill = float("-inf") if how == "max" else float("inf")
+        return getattr(value.masked_fill(~keep, fill), f"a{how}")(1)
+    total = torch.where(keep, value, 0).sum(1)
+    return total if how == "sum" else total / keep.sum(1)
+
+
+def _sequential(value: Tensor, batch: Batch) -> bool:
+    """Whether axis 1 of an activation runs over tokens."""
+    return value.ndim >= 3 and (batch.mask is None or value.shape[1] == batch.mask.shape[1])
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """``3,9`` or ``0-3`` as numbers."""
+    found: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.partition("-")
+        try:
+            found += range(int(first), int(last) + 1) if dash else [int(first)]
+        except ValueError:
+            raise SiteError(f"{text!r} is no list of numbers", tries=["3,9", "0-3"]) from None
+    return tuple(found)
