@@ -16,12 +16,14 @@ Array = npt.NDArray[np.float64]
 class Moments:
     """Count, mean and scatter of the rows seen so far; every step gives a new object.
 
-    Feeding rows in any batches gives what one batch gives, and merging two gives what their union gives, to about
-    1e-10 relative: deviations are always taken from a mean, never as a difference of large sums of squares.
+    Feeding rows in any batches gives what one batch gives, and merging two gives what their union gives, to 1e-10
+    relative to the largest entry: deviations are always taken from a mean, never as a difference of large sums of
+    squares, and the mean is kept as its distance from the first row, so that columns far from zero lose no digits.
 
     Args:
         n: rows seen.
-        mean: (d,) mean of each column.
+        origin: (d,) the first row seen (zeros before).
+        offset: (d,) mean of each column less the origin.
         scatter: (d, d) sum over rows of the outer product of their deviations from the mean.
 
     Example:
@@ -35,18 +37,25 @@ class Moments:
     """
 
     n: int
-    mean: Array
+    origin: Array
+    offset: Array
     scatter: Array
 
     @classmethod
     def empty(cls, d: int) -> Moments:
         """Moments of no rows of ``d`` columns."""
-        return cls(0, np.zeros(d), np.zeros((d, d)))
+        return cls(0, np.zeros(d), np.zeros(d), np.zeros((d, d)))
 
     @property
     def d(self) -> int:
         """Columns."""
-        return len(self.mean)
+        return len(self.origin)
+
+    @property
+    def mean(self) -> Array:
+        """Mean (d,) of each column."""
+        mean: Array = self.origin + self.offset
+        return mean
 
     def update(self, X: npt.ArrayLike) -> Moments:
         """Moments of the rows seen so far and those of ``X`` (m, d); m may be zero.
@@ -59,10 +68,11 @@ class Moments:
             raise FitError(f"got rows of shape {rows.shape}", needed=f"(rows, {self.d}) numbers")
         if not len(rows):
             return self
-        # Deviations from one row keep a constant column exact: a plain mean of 0.1s is not 0.1.
-        mean = rows[0] + (rows - rows[0]).mean(axis=0)
-        deviations = rows - mean
-        return self.merge(Moments(len(rows), mean, deviations.T @ deviations))
+        # Distances from one row keep a constant column exact: a plain mean of 0.1s is not 0.1.
+        distances = rows - rows[0]
+        offset = distances.mean(axis=0)
+        deviations = distances - offset
+        return self.merge(Moments(len(rows), rows[0].copy(), offset, deviations.T @ deviations))
 
     def merge(self, other: Moments) -> Moments:
         """Moments of the union of the rows of both.
@@ -75,9 +85,9 @@ class Moments:
         if not self.n or not other.n:
             return self if self.n else other
         n = self.n + other.n
-        step = other.mean - self.mean
-        mean = self.mean + step * (other.n / n)
-        return Moments(n, mean, self.scatter + other.scatter + np.outer(step, step) * (self.n * other.n / n))
+        step = (other.origin - self.origin) + (other.offset - self.offset)
+        scatter = self.scatter + other.scatter + np.outer(step, step) * (self.n * other.n / n)
+        return Moments(n, self.origin, self.offset + step * (other.n / n), scatter)
 
     def covariance(self, ddof: int = 1) -> Array:
         """Covariance (d, d), the scatter divided by ``n - ddof``.

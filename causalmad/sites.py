@@ -116,6 +116,7 @@ class Site:
         part = self._features(value)
         if self.position is None or not _sequential(value, batch):
             return part
+        self._require_rows(value, batch)
         if isinstance(self.position, str) and self.position.partition(":")[0] == "all":
             return pool(part, batch.mask, self.position.partition(":")[2] or "mean")
         return part[torch.arange(len(batch), device=part.device), position_index(self.position, batch)]
@@ -129,16 +130,44 @@ class Site:
         elif isinstance(self.position, str) and self.position.partition(":")[0] == "all":
             raise SiteError(f"{self} is a pooled position", needed="a single position, to replace it")
         else:
+            self._require_rows(value, batch)
             inner = inner.clone()
             inner[torch.arange(len(batch), device=value.device), position_index(self.position, batch)] = True
             new = new.unsqueeze(1) if new.ndim == inner.ndim - 1 else new
-        return torch.where(self._spread(inner, mask), self._spread(new.expand_as(inner).to(value.dtype), value), value)
+        try:
+            whole = new.to(value.dtype).expand_as(inner)
+        except RuntimeError as error:
+            raise SiteError(
+                f"{tuple(new.shape)} cannot be put at {self}", needed=f"a shape that broadcasts to {tuple(inner.shape)}"
+            ) from error
+        return torch.where(self._spread(inner, mask), self._spread(whole, value), value)
+
+    def _require_rows(self, value: Tensor, batch: Batch) -> None:
+        if value.shape[0] != len(batch):
+            raise SiteError(
+                f"{self} has {value.shape[0]} rows for {len(batch)} inputs",
+                needed="a place whose first axis runs over the inputs, where a position is asked for",
+            )
 
     def _features(self, value: Tensor) -> Tensor:
+        self._require_width(value)
         if self.heads:
             heads = value if value.ndim == 4 else value.unflatten(-1, (self.head_count, -1))
             return heads[..., list(self.heads), :].flatten(-2)
         return value[..., list(self.neurons)] if self.neurons else value
+
+    def _require_width(self, value: Tensor) -> None:
+        width = value.shape[-1] if value.ndim else 0
+        if self.heads:
+            count = value.shape[-2] if value.ndim == 4 else self.head_count
+            if not count or (value.ndim != 4 and width % count) or max(self.heads) >= count:
+                raise SiteError(
+                    f"{self} asks for head {max(self.heads)} of an activation of shape {tuple(value.shape)}",
+                    needed=f"a last axis made of {count} equal heads" if count else "a site resolved on a model",
+                    tries=["open_model(model).sites(text)"],
+                )
+        elif self.neurons and not all(-width <= index < width for index in self.neurons):
+            raise SiteError(f"{self}: the last axis has {width} entries", tries=[f"#neuron=0-{width - 1}"])
 
     def _spread(self, part: Tensor, like: Tensor) -> Tensor:
         """The way back from :meth:`_features`: ``part`` at its place in a tensor shaped as ``like``."""
@@ -215,4 +244,6 @@ def _numbers(text: str) -> tuple[int, ...]:
             found += range(int(first), int(last) + 1) if dash else [int(first)]
         except ValueError:
             raise SiteError(f"{text!r} is no list of numbers", tries=["3,9", "0-3"]) from None
+    if not found:
+        raise SiteError(f"{text!r} is an empty list of numbers", tries=["3,9", "0-3"])
     return tuple(found)

@@ -9,8 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causalmad.errors import SiteError, nearest
-from causalmad.models.places import pick, swap
+from causalmad.models.places import (
+    called_again,
+    edited,
+    part_at,
+    pick,
+    require_gradient,
+    require_reached,
+    slopes,
+    swap,
+)
 from causalmad.sites import Place
 
 
@@ -72,34 +80,27 @@ class _Visit:
         self.early = not output
         result: Any = None
         with ExitStack() as stack, torch.set_grad_enabled(objective is not None):
+            parts = dict(self.module.named_modules())
             for place in dict.fromkeys([*self.read, *self.edits]):
-                stack.callback(self._hook(place).remove)
+                stack.callback(self._hook(place, parts).remove)
             try:
                 result = self.module(*args, **kwargs)
             except _Stop:
                 pass
-        self._require_reached()
+        # What comes after the last read plays no part where the output is not wanted.
+        require_reached(list(self.read) if self.early else [*self.read, *self.edits], self.calls)
         if objective is None or not self.read:
             return result, {place: value.detach() for place, value in self.values.items()}, {}
         with torch.enable_grad():
             _, scalar = objective(result)
-        places = list(self.read)
-        wanted = [self.values[place] for place in places]
-        found = torch.autograd.grad(scalar, wanted, allow_unused=True) if scalar.requires_grad else [None] * len(wanted)
-        grads = {
-            place: torch.zeros_like(value) if grad is None else grad
-            for place, value, grad in zip(places, wanted, found, strict=True)
-        }
+        grads = dict(zip(self.read, slopes(scalar, [self.values[place] for place in self.read]), strict=True))
         return result, {place: value.detach() for place, value in self.values.items()}, grads
 
     def overwritten(self) -> bool:
         return any(self.values[place]._version != version for place, version in self.versions.items())
 
-    def _hook(self, place: Place) -> torch.utils.hooks.RemovableHandle:
-        modules = dict(self.module.named_modules())
-        if place.path not in modules:
-            raise SiteError(f"no module {place.path!r} in {type(self.module).__name__}", tries=nearest(place.path, modules))
-        part = modules[place.path]
+    def _hook(self, place: Place, parts: Mapping[str, nn.Module]) -> torch.utils.hooks.RemovableHandle:
+        part = part_at(place, parts)
         if place.side == "output":
 
             def after(_: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
@@ -116,19 +117,14 @@ class _Visit:
     def _visit(self, place: Place, value: Tensor) -> Tensor:
         self.calls[place] = self.calls.get(place, 0) + 1
         if self.calls[place] > 1:
-            raise SiteError(
-                f"{place} is called more than once in a forward pass",
-                causes=["a module that is shared between layers", "generation in place of a single pass"],
-                tries=["name a module inside that is called once"],
-            )
+            raise called_again(place)
         if place in self.edits:
-            new = self.edits[place](value)
-            if new.shape != value.shape:
-                raise SiteError(f"the edit at {place} gave shape {tuple(new.shape)}", needed=f"{tuple(value.shape)}")
-            value = new.to(value.dtype)
+            value = edited(place, value, self.edits[place])
         if place not in self.read:
             return value
-        if self.gradients and not value.requires_grad and value.is_floating_point():
+        if self.gradients:
+            require_gradient(place, value)
+        if self.gradients and not value.requires_grad:
             value = value.detach().requires_grad_(True)
         self.values[place] = value
         self.versions[place] = value._version
@@ -136,12 +132,3 @@ class _Visit:
             raise _Stop
         # A leaf may not be written in place, and `private` keeps later in-place operations off what was read.
         return value.clone() if self.private or (value.is_leaf and value.requires_grad) else value
-
-    def _require_reached(self) -> None:
-        missed = [place for place in dict.fromkeys([*self.read, *self.edits]) if place not in self.calls]
-        if missed:
-            raise SiteError(
-                f"{len(missed)} sites were never reached, the first is {missed[0]}",
-                causes=["a container such as a ModuleList, which is never called itself", "a branch that did not run"],
-                tries=["name the modules inside it: " + f"{missed[0].path}.*"],
-            )

@@ -1,13 +1,14 @@
-"""Picking one tensor out of what goes into or comes out of a module, and putting another in its place."""
+"""What engines share: picking one tensor out of what a module takes or gives, and putting another in its place."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from causalmad.errors import SiteError
+from causalmad.errors import SiteError, nearest
 from causalmad.sites import Place
 
 
@@ -88,3 +89,69 @@ def _many(whole: Any) -> bool:
 
 def _kind(value: Any) -> str:
     return f"a {type(value).__name__}" + (f" of {len(value)}" if _many(value) else "")
+
+
+def part_at(place: Place, parts: Mapping[str, nn.Module]) -> nn.Module:
+    """The module of a place.
+
+    Raises:
+        SiteError: when no module has that path, with the nearest three.
+    """
+    if place.path not in parts:
+        raise SiteError(f"no module {place.path!r} in {type(parts['']).__name__}", tries=nearest(place.path, parts))
+    return parts[place.path]
+
+
+def edited(place: Place, value: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
+    """The activation after an edit, in its own type.
+
+    Raises:
+        SiteError: when the edit changes the shape.
+    """
+    new = edit(value)
+    if not isinstance(new, Tensor) or new.shape != value.shape:
+        shape = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        raise SiteError(f"the edit at {place} gave {shape}", needed=f"shape {tuple(value.shape)}, as it was")
+    return new.to(value.dtype)
+
+
+def require_gradient(place: Place, value: Tensor) -> None:
+    """Only real numbers have a gradient.
+
+    Raises:
+        SiteError: on integers.
+    """
+    if not value.is_floating_point():
+        raise SiteError(f"{place} holds {value.dtype}, which has no gradient", tries=["the output of the embedding"])
+
+
+def slopes(scalar: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of a scalar at each value; zeros where it does not depend on it."""
+    found: Sequence[Tensor | None] = [None] * len(wanted)
+    if scalar.requires_grad:
+        found = torch.autograd.grad(scalar, wanted, allow_unused=True)
+    return [torch.zeros_like(value) if grad is None else grad for value, grad in zip(wanted, found, strict=True)]
+
+
+def called_again(place: Place) -> SiteError:
+    """The error for a place that one forward pass reaches twice."""
+    return SiteError(
+        f"{place} is called more than once in a forward pass",
+        causes=["a module that is shared between layers", "generation in place of a single pass"],
+        tries=["name a module inside that is called once"],
+    )
+
+
+def require_reached(wanted: Iterable[Place], reached: Collection[Place]) -> None:
+    """Every place was reached.
+
+    Raises:
+        SiteError: otherwise, with the first that was not.
+    """
+    missed = [place for place in dict.fromkeys(wanted) if place not in reached]
+    if missed:
+        raise SiteError(
+            f"{len(missed)} sites were never reached, the first is {str(missed[0]) or 'the model itself'}",
+            causes=["a container such as a ModuleList, which is never called itself", "a branch that did not run"],
+            tries=["name the modules inside it: " + f"{missed[0].path}.*"],
+        )

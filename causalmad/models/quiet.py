@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # One lock per model, shared by everybody who opened it: hooks of two threads on one module would mix. It cannot be an
 # attribute of the model, on which nothing may stay.
@@ -19,7 +22,7 @@ _GUARD = threading.Lock()
 
 @contextmanager
 def quiet(module: nn.Module) -> Iterator[None]:
-    """Eval mode and frozen parameters behind a lock; mode, flags, buffers and RNG are restored, also after an error.
+    """Eval mode and frozen parameters behind a lock; mode, flags, buffers and RNGs are restored, also after an error.
 
     Nested uses by the same thread cost nothing.
     """
@@ -29,13 +32,13 @@ def quiet(module: nn.Module) -> Iterator[None]:
         if _HELD.get(module, 0):
             yield
             return
-        _HELD[module] = 1
         training = [part for part in module.modules() if part.training]
         wanted = [value for value in module.parameters() if value.requires_grad]
-        buffers = [(value, value._version, value.detach().clone()) for value in module.buffers() if not value.is_meta]
-        rng = torch.get_rng_state()
+        buffers = list(_buffers(module))
+        rng, own, legacy = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         try:
+            _HELD[module] = 1
             # `module.eval()` would call a user's override; the flag is all that eval mode is.
             for part in training:
                 part.training = False
@@ -47,11 +50,40 @@ def quiet(module: nn.Module) -> Iterator[None]:
                 part.training = True
             for value in wanted:
                 value.requires_grad_(True)
-            with torch.no_grad():
-                for value, version, before in buffers:
-                    if value._version != version:
-                        value.copy_(before)
+            for buffer in buffers:
+                buffer.restore()
             torch.set_rng_state(rng)
+            random.setstate(own)
+            np.random.set_state(legacy)  # noqa: NPY002
             if cuda:
                 torch.cuda.set_rng_state_all(cuda)
-            del _HELD[module]
+            _HELD.pop(module, None)
+
+
+class _Buffer(NamedTuple):
+    """A buffer as it was: which tensor, and a copy of what it held."""
+
+    owner: nn.Module
+    name: str
+    value: Tensor
+    before: Tensor
+    version: int
+
+    def restore(self) -> None:
+        if self.owner._buffers.get(self.name) is not self.value:
+            self.owner._buffers[self.name] = self.value
+        if _version(self.value) != self.version or self.version < 0:
+            with torch.no_grad():
+                self.value.copy_(self.before)
+
+
+def _buffers(module: nn.Module) -> Iterator[_Buffer]:
+    for part in module.modules():
+        for name, value in part._buffers.items():
+            if value is not None and not value.is_meta:
+                yield _Buffer(part, name, value, value.detach().clone(), _version(value))
+
+
+def _version(value: Tensor) -> int:
+    """How often a tensor was written to; -1 where that is not counted (inference mode)."""
+    return -1 if value.is_inference() else value._version

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -86,8 +85,9 @@ def _on_path(module: nn.Module, architecture: Architecture | None, site: Site) -
     names = [name for name, _ in module.named_modules()]
     if any(mark in site.path for mark in "*?"):
         # A star stands for one part of the path, as in a file name.
-        pattern = re.compile(fnmatch.translate(site.path).replace(".*", "[^.]*"))
-        found = [name for name in names if pattern.match(name)]
+        wild = {"*": "[^.]*", "?": "[^.]"}
+        pattern = re.compile("".join(wild.get(letter, re.escape(letter)) for letter in site.path))
+        found = [name for name in names if name and pattern.fullmatch(name)]
         if not found:
             raise SiteError(f"nothing in {type(module).__name__} matches {site.path!r}", tries=nearest(site.path, names))
     elif site.path in names:
@@ -110,10 +110,17 @@ def _with_heads(module: nn.Module, architecture: Architecture | None, site: Site
     if max(site.heads) >= count:
         raise SiteError(f"{site}: {architecture.name} here has heads 0..{count - 1}")
     for layer in range(architecture.layers):
-        if site.path == architecture.path(layer, architecture.attention):
-            place = _projection(architecture, layer, count)
+        place = _projection(architecture, layer, count)
+        if site.path in (architecture.path(layer, architecture.attention), place.path):
             return replace(place, heads=site.heads, position=site.position)
-    return replace(site, head_count=count)
+    if architecture.name == "transformer_lens":  # its hook points have an axis of heads
+        return replace(site, head_count=count)
+    # Elsewhere an equal split would be a guess: fused, grouped and interleaved projections all differ.
+    raise SiteError(
+        f"heads are not separate at {site.path!r}",
+        needed="an attention module, whose heads are read at the input of its output projection",
+        tries=[f"{architecture.path(0, architecture.attention)}#head={site.heads[0]}", "#neuron=... on this path"],
+    )
 
 
 def _range(architecture: Architecture | None) -> str:

@@ -86,7 +86,7 @@ def resolution(X: npt.ArrayLike) -> float:
 
 
 def _listed(mask: npt.ArrayLike, noun: str, count: int = 8) -> str:
-    """ "columns 3, 5 and 9 more", from a mask."""
+    """Where a mask holds, in words: "columns 3, 5 and 9 more"."""
     places = np.flatnonzero(mask)
     rest = f" and {len(places) - count} more" if len(places) > count else ""
     return f"{noun}{'s' if len(places) > 1 else ''} {', '.join(str(place) for place in places[:count])}{rest}"

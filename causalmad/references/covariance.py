@@ -15,6 +15,7 @@ Mask = npt.NDArray[np.bool_]
 
 _CONSTANT_UNIT = 1e-3  # of a constant column's own size: rounding stays far below one unit, a real departure far above
 _LARGEST = 1e100  # standardised values stop here, so that no product of two of them overflows
+_SMALLEST = 1e-150  # half ranges up to here have squares that underflow
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,6 @@ def spread(X: Array, constant: Mask, covariance: str, rcond: float) -> Spread:
             needed="columns whose variance is a finite number",
             tries=["a logarithm of the column, with its sign"],
         )
-    constant = constant | (deviation == 0)  # a square can underflow
     scale = np.where(constant, constant_units(moments.mean, deviation[~constant]), deviation)
     if covariance == "diagonal":
         return Spread(moments.mean, scale, np.ones(len(scale)), 0.0)
@@ -102,9 +102,13 @@ def _shrinkage(Z: Array, covariance: str) -> float:
 
 
 def constant_columns(X: Array, eps: float) -> Mask:
-    """Which columns (d,) hold one value in all rows, up to rounding at the resolution ``eps`` they were computed in."""
+    """Which columns (d,) hold one value in all rows, up to rounding at the resolution ``eps`` they were computed in.
+
+    So do columns whose whole range is so small that its square underflows.
+    """
     highest, lowest = X.max(axis=0), X.min(axis=0)
-    flat: Mask = highest / 2 - lowest / 2 <= 4 * eps * np.maximum(np.abs(highest), np.abs(lowest))
+    half_range = highest / 2 - lowest / 2  # halved first: the range itself can overflow
+    flat: Mask = half_range <= np.maximum(4 * eps * np.maximum(np.abs(highest), np.abs(lowest)), _SMALLEST)
     return flat
 
 
@@ -122,9 +126,9 @@ def constant_units(mean: Array, deviations: Array) -> Array:
 def left_out_distances(X: Array, constant: Mask, fit: Spread, rcond: float) -> Array:
     """Squared distance (n,) of each trusted row from a fit on all the other trusted rows, units and shrinkage held.
 
-    With n rows, r a row's deviation from the mean of all, S the covariance of all and rho the shrinkage, leaving the row
-    out takes a multiple of r r^T away, so with A = (1 - rho) n/(n-1) S + rho I, c = (1 - rho) n/(n-1)^2 and
-    h = r^T A^-1 r the distance is (n/(n-1))^2 h / (1 - c h) (Sherman and Morrison 1950).
+    With n rows, r a row's deviation from the mean of all, S the covariance of all and rho the shrinkage, leaving the
+    row out takes a multiple of r r^T away. So with A = (1 - rho) n/(n-1) S + rho I, c = (1 - rho) n/(n-1)^2 and
+    h = r^T A^-1 r, the distance is (n/(n-1))^2 h / (1 - c h) (Sherman and Morrison 1950).
     """
     n = len(X)
     rows = fit.standardised(X)[:, ~constant]

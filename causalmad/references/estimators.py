@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,10 +95,11 @@ def fit_reference(reference: object, X: npt.ArrayLike, *, seed: int = 0) -> Fitt
         for key, value in sorted(estimator.get_params(deep=True).items())
         if value is None and key.rsplit("__", 1)[-1] == "random_state"
     ]
-    draws = np.random.default_rng(seed).integers(2**31 - 1, size=len(open_seeds))
+    draws = np.random.default_rng(seed).integers(2**31 - 1, size=len(open_seeds) + 1)
     estimator.set_params(**{key: int(draw) for key, draw in zip(open_seeds, draws)})
     try:
-        result = estimator.fit(rows)
+        with _global_numbers_kept(int(draws[-1])):
+            result = estimator.fit(rows)
     except (ValueError, np.linalg.LinAlgError) as cause:
         raise FitError(
             f"{name} could not be fitted on {rows.shape[0]} trusted rows of {rows.shape[1]} columns: {cause}",
@@ -106,6 +109,17 @@ def fit_reference(reference: object, X: npt.ArrayLike, *, seed: int = 0) -> Fitt
     if not hasattr(result, "score_samples"):
         raise _cannot_score(reference)
     return FittedEstimator(result, rows.shape[1])
+
+
+@contextmanager
+def _global_numbers_kept(seed: int) -> Iterator[None]:
+    """Numpy's global generator seeded inside and as it was outside: OneClassSVM draws from it and has no option."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
 
 
 def _cannot_score(reference: object) -> SpecError:

@@ -31,7 +31,7 @@ class Mahalanobis:
       column is shrunk more than another because it is measured in smaller numbers.
     - Nothing is dropped. A column that is constant on the trusted rows gets a unit of a thousandth of its own size
       (for a column of zeros: of the typical standard deviation), and a direction that the trusted rows hardly take
-      (duplicate columns, fewer rows than columns) keeps the variance of the cut-off. Departing there counts as anomalous.
+      (duplicate columns, fewer rows than columns) keeps the variance of the cut-off. To depart there is anomalous.
     - A row's score does not depend, to the last bit, on the rows that come with it.
 
     Args:
@@ -72,7 +72,7 @@ class Mahalanobis:
         n, d = rows.shape
         least = 3 if self.two_sided else 2
         if n < least:
-            raise FitError(f"got {n} trusted row{'s' * (n != 1)}", needed=f"at least {least}, and better {10 * d}")
+            raise FitError(f"got {n} trusted row{'s' * (n != 1)}", needed=f"at least {least} rows, and better {10 * d}")
         if self.two_sided and self.covariance == "empirical" and n < d + 2:
             raise FitError(
                 f"got {n} trusted rows of {d} columns",

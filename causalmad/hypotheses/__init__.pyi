@@ -1,0 +1,1 @@
+from .donors import Donors as Donors

@@ -1,0 +1,94 @@
+"""Donors: the trusted inputs whose values replace others' in an intervention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from causalmad.errors import FitError
+from causalmad.inputs import Batch, Block, Inputs
+
+
+@dataclass(frozen=True)
+class Donors:
+    """A fixed set of trusted inputs, the same for everything that is scored, so that donor noise is shared.
+
+    One spare is kept beyond ``count``: an input that is itself a donor uses the spare, and never its own values.
+
+    Attributes:
+        inputs: the ``count + 1`` donors, the spare last.
+        count: how many donors an input is given.
+    """
+
+    inputs: Inputs
+    count: int
+
+    @classmethod
+    def draw(cls, trusted: Inputs, count: int, seed: int) -> Donors:
+        """``count`` donors and a spare, drawn from the trusted inputs without replacement and of distinct content.
+
+        Raises:
+            FitError: when the trusted inputs are too few.
+        """
+        _, first = np.unique(np.array(trusted.digests), return_index=True)
+        distinct = np.sort(first)
+        if len(distinct) < count + 1:
+            raise FitError(
+                f"{len(distinct)} distinct trusted inputs for {count} donors and a spare",
+                needed=f"at least {count + 1} trusted inputs beside those that are scored",
+                tries=["more trusted inputs", f"donors={max(len(distinct) - 1, 1)}"],
+            )
+        rows = np.random.default_rng(seed).choice(distinct, count + 1, replace=False)
+        return cls(trusted[rows], count)
+
+    def of(self, inputs: Inputs) -> npt.NDArray[np.int64]:
+        """(n, count) which donors each input is given: the first ``count``, and the spare in place of itself."""
+        own = np.array(self.inputs.digests)[None, :] == np.array(inputs.digests)[:, None]
+        table = np.tile(np.arange(self.count), (len(inputs), 1))
+        return np.where(own[:, : self.count], self.count, table)
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Tensors and plain data for a file; :meth:`unpack` is the way back."""
+        blocks = {k: v.tolist() if isinstance(v, Tensor) else list(v) for k, v in self.inputs.blocks.items()}
+        return self.inputs.pack(), {"ids": list(self.inputs.ids), "count": self.count, "blocks": blocks}
+
+    @classmethod
+    def unpack(cls, tensors: Mapping[str, Tensor], data: Mapping[str, object]) -> Donors:
+        """The donors that :meth:`pack` wrote."""
+        blocks: dict[str, Block] = {}
+        for name, block in dict(data["blocks"]).items():  # type: ignore[call-overload]
+            plain = len(block) == 2 and all(type(edge) is int for edge in block)
+            blocks[name] = (block[0], block[1]) if plain else torch.tensor(block, dtype=torch.bool)
+        ids = [str(key) for key in data["ids"]]  # type: ignore[attr-defined]
+        return cls(Inputs.unpack(tensors, ids, blocks), int(data["count"]))  # type: ignore[call-overload]
+
+
+def align(donors: Tensor, donor_mask: Tensor | None, which: Tensor, batch: Batch) -> Tensor:
+    """(batch, ...) one donor's values for every row of a batch, aligned at the last real token.
+
+    Args:
+        donors: (donors, positions, ...) values, or (donors, ...) where the inputs are no sequences.
+        donor_mask: (donors, positions) real tokens of the donors, or None.
+        which: (batch,) donor of each row.
+        batch: the rows; where a row is longer than its donor, the donor is read again from its end.
+    """
+    picked = donors[which]
+    if donor_mask is None or batch.mask is None or donors.ndim < 2 or donors.shape[1] != donor_mask.shape[1]:
+        return picked
+    from_end = _from_end(batch.mask)
+    lengths = donor_mask.sum(-1)[which]
+    start = donor_mask.long().argmax(-1)[which]
+    back = from_end.clamp(min=0) % lengths[:, None]
+    index = (start + lengths - 1)[:, None] - back
+    return picked[torch.arange(len(which), device=picked.device)[:, None], index]
+
+
+def _from_end(mask: Tensor) -> Tensor:
+    """(batch, positions) distance to the last real token: 0 there, 1 before it; negative at padding after it."""
+    last = mask.shape[1] - 1 - mask.long().flip(-1).argmax(-1)
+    return last[:, None] - torch.arange(mask.shape[1], device=mask.device)

@@ -1,0 +1,93 @@
+"""From effects per unit to columns: by rank, by place, and on a scale that heavy tails do not dominate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from causalmad.signatures.base import Column
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Columns and their values, (n, d)."""
+
+    columns: tuple[Column, ...]
+    values: Floats
+
+
+def by_rank(name: str, effects: Floats, top: int, *, last: bool) -> Reduced:
+    """Columns that do not change when the units change places.
+
+    Args:
+        name: what the effects are, for the names of the columns.
+        effects: (n, units), NaN where an input has no such unit; unit 0 is the last position.
+        top: how many of the largest effects, by size.
+        last: whether unit 0 is the last position, which keeps its place and so a column of its own.
+
+    Returns:
+        The ``top`` largest by absolute size (signed), their sum over all units, the entropy (nats) of the shares of
+        absolute size, and the last position.
+    """
+    known = np.nan_to_num(effects, nan=0.0)
+    size = np.abs(known)
+    order = np.argsort(-size, axis=1, kind="stable")
+    ranked = np.take_along_axis(known, order, axis=1)
+    ranked = np.pad(ranked, ((0, 0), (0, max(top - ranked.shape[1], 0))))[:, :top]
+    total = size.sum(1, keepdims=True)
+    share = np.divide(size, total, out=np.zeros_like(size), where=total > 0)
+    entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(1)
+    parts = {**{f"rank {i + 1}": ranked[:, i] for i in range(top)}, "sum": known.sum(1), "entropy": entropy}
+    if last:
+        parts["last position"] = known[:, 0]
+    columns = tuple(Column(f"{name} {unit}", unit=unit, block=f"{name} by rank") for unit in parts)
+    return Reduced(columns, np.stack(list(parts.values()), axis=1))
+
+
+def by_place(name: str, effects: Floats, units: tuple[str, ...], sites: tuple[str, ...], *, ragged: bool) -> Reduced:
+    """One column per unit; positions beyond the longest trusted input are added up in one more.
+
+    Args:
+        name: what the effects are.
+        effects: (n, units), NaN where an input has no such unit, which counts as no effect.
+        units: names of the units, or of as many positions as the longest trusted input has.
+        sites: site of every unit, or empty.
+        ragged: whether there may be further positions.
+    """
+    known = np.nan_to_num(effects, nan=0.0)
+    width = len(units)
+    placed = np.pad(known, ((0, 0), (0, max(width - known.shape[1], 0))))[:, :width]
+    columns = [
+        Column(f"{name} {unit}", site, "" if ragged else unit, unit if ragged else "", f"{name} by place")
+        for unit, site in zip(units, sites or ("",) * width, strict=True)
+    ]
+    if ragged:
+        placed = np.concatenate([placed, known[:, width:].sum(1, keepdims=True)], axis=1)
+        columns.append(Column(f"{name} beyond {units[-1]}", position="beyond", block=f"{name} by place"))
+    return Reduced(tuple(columns), placed)
+
+
+def join(parts: list[Reduced]) -> Reduced:
+    """All columns beside each other."""
+    columns = tuple(column for part in parts for column in part.columns)
+    return Reduced(columns, np.concatenate([part.values for part in parts], axis=1))
+
+
+def scales_of(values: Floats) -> Floats:
+    """(d,) median absolute size of each column's non-zero trusted values, the unit of :func:`signed_log`.
+
+    A column of zeros has the unit 1.
+    """
+    known = np.where(values == 0, np.nan, np.abs(values))
+    empty = np.isnan(known).all(0)
+    known[:, empty] = 1.0
+    return np.asarray(np.nanmedian(known, axis=0), dtype=np.float64)
+
+
+def signed_log(values: Floats, scales: Floats) -> Floats:
+    """Sign times log(1 + size / scale): linear near zero, logarithmic in the tails, which are heavy."""
+    return np.sign(values) * np.log1p(np.abs(values) / scales)

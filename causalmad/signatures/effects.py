@@ -1,0 +1,189 @@
+"""The exact effect of replacing one unit at a time by a trusted donor's, many variants stacked in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from causalmad.hypotheses import Donors
+from causalmad.hypotheses.donors import align
+from causalmad.inputs import Batch
+from causalmad.models import OpenModel
+from causalmad.signatures.units import Group
+from causalmad.sites import Place, Site
+from causalmad.targets import Target, divergence
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What the replacements did.
+
+    Attributes:
+        divergence: (batch, units, donors) KL from the clean output to the patched one, in nats; NaN where an input has
+            no such unit.
+        change: (batch, units, donors) target of the patched output minus that of the clean one; NaN likewise.
+    """
+
+    divergence: Tensor
+    change: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Resampler:
+    """Runs the replacements of one model with one set of donors.
+
+    Attributes:
+        model: the opened model.
+        donors: the trusted inputs whose values are put in.
+        target: read-out whose change is measured.
+        donor_batch: the donors as one batch.
+        cached: place -> (donors, ...) the donors' activations there, computed once.
+    """
+
+    model: OpenModel
+    donors: Donors
+    target: Target
+    donor_batch: Batch
+    cached: dict[Place, Tensor]
+
+    @classmethod
+    def of(cls, model: OpenModel, donors: Donors, target: Target, groups: tuple[Group, ...]) -> Resampler:
+        """Ready to run: the donors' activations at all places of the groups are captured once."""
+        (batch,) = model.batches(donors.inputs, size=len(donors.inputs)) if _one_batch(model, donors) else (None,)
+        places = list({site.place: None for group in groups for site in group.sites})
+        values = dict(model.run(batch, read=places, output=False).values) if places else {}
+        return cls(model, donors, target, batch, values)
+
+    def effects(self, batch: Batch, which: Tensor, group: Group) -> Effects:
+        """Effects of every unit of a group.
+
+        Args:
+            batch: the inputs.
+            which: (batch, donors) the donors of every input.
+            group: the units.
+        """
+        clean = self.model.logits(batch)
+        counts = group.count(batch)
+        shape = (len(batch), int(counts.max()), which.shape[1])
+        kl, change = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
+        reference = log_softmax(clean, -1)
+        for rows, units, donors, edit in self._variants(batch, which, group, counts):
+            again = _pick(batch, rows)
+            stacked, patches = edit(again)
+            logits = self.model.logits(stacked, patches)
+            read = self.target.bind(clean[rows])
+            kl[rows, units, donors] = divergence(reference[rows], log_softmax(logits, -1)).float().cpu()
+            change[rows, units, donors] = (read(logits) - read(clean[rows])).float().cpu()
+        return Effects(kl, change)
+
+    def _variants(
+        self, batch: Batch, which: Tensor, group: Group, counts: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Callable[[Batch], tuple[Batch, dict[Place, Callable[[Tensor], Tensor]]]]]]:
+        """Stacks of variants (row, unit, donor) that share one run, with the edit that makes them."""
+        rows, units = (torch.arange(int(counts.max()))[None, :] < counts.cpu()[:, None]).nonzero(as_tuple=True)
+        for place, chosen in _by_place(group, units):
+            r = rows[chosen].repeat_interleave(which.shape[1])
+            u = units[chosen].repeat_interleave(which.shape[1])
+            k = torch.arange(which.shape[1]).repeat(len(chosen))
+            # Eight times the batch: a stack is as wide as memory for a batch allows without gradients.
+            for part in torch.arange(len(r)).split(8 * self.model.batch_size):
+                yield r[part], u[part], k[part], self._edit(place, group, u[part], which[r[part], k[part]])
+
+    def _edit(
+        self, place: Place | None, group: Group, units: Tensor, donors: Tensor
+    ) -> Callable[[Batch], tuple[Batch, dict[Place, Callable[[Tensor], Tensor]]]]:
+        def on_input(batch: Batch) -> tuple[Batch, dict[Place, Callable[[Tensor], Tensor]]]:
+            new = align(self.donor_batch.main, self.donor_batch.mask, donors, batch)
+            return batch.with_main(torch.where(_input_mask(group, units, batch), new, batch.main)), {}
+
+        def on_site(batch: Batch) -> tuple[Batch, dict[Place, Callable[[Tensor], Tensor]]]:
+            assert place is not None
+            new = align(self.cached[place], self.donor_batch.mask, donors, batch)
+
+            def patch(value: Tensor) -> Tensor:
+                return torch.where(_site_mask(group, units, value, batch), new.to(value.dtype), value)
+
+            return batch, {place: patch}
+
+        return on_input if place is None else on_site
+
+
+def _one_batch(model: OpenModel, donors: Donors) -> bool:
+    """Donors of differing lengths need a mask to share a batch."""
+    return not donors.inputs.tokens or "attention_mask" in model.accepts or len(np.unique(donors.inputs.lengths)) == 1
+
+
+def _by_place(group: Group, units: Tensor) -> Iterator[tuple[Place | None, Tensor]]:
+    """Which variants can share a run: those that edit the same place."""
+    everything = torch.arange(len(units))
+    if not group.sites:
+        yield None, everything
+    elif group.ragged:
+        yield group.sites[0].place, everything
+    else:
+        places = [site.place for site in group.sites]
+        for place in dict.fromkeys(places):
+            members = torch.tensor([i for i, other in enumerate(places) if other == place])
+            yield place, everything[torch.isin(units, members)]
+
+
+def _pick(batch: Batch, rows: Tensor) -> Batch:
+    index, number = rows.to(batch.main.device), rows.numpy()
+    return Batch(
+        batch.rows[number],
+        {name: value[index] for name, value in batch.fields.items()},
+        None if batch.mask is None else batch.mask[index],
+        {name: value[index] for name, value in batch.extra.items()},
+        {name: value[number] for name, value in batch.columns.items()},
+    )
+
+
+def _input_mask(group: Group, units: Tensor, batch: Batch) -> Tensor:
+    """(batch, ...) which entries of the main field are replaced in each variant."""
+    if group.ragged:
+        return _at_unit(units, batch)
+    masks = torch.stack(group.masks)[units].to(batch.main.device)
+    if batch.mask is None:
+        return masks
+    # Blocks of tokens are counted from the first real token, wherever the padding is.
+    offset = torch.arange(batch.mask.shape[1], device=masks.device)[None, :] - batch.mask.long().argmax(-1)[:, None]
+    inside = (offset >= 0) & (offset < masks.shape[1])
+    return masks.gather(1, offset.clamp(0, masks.shape[1] - 1)) & inside & batch.mask
+
+
+def _site_mask(group: Group, units: Tensor, value: Tensor, batch: Batch) -> Tensor:
+    """A mask that broadcasts to an activation: which part of it is replaced in each variant."""
+    if group.ragged:
+        return _at_unit(units, batch).reshape(*value.shape[:2], *[1] * (value.ndim - 2))
+    whole = [_part(site, value[:1]) for site in group.sites]
+    mask = torch.stack([whole[unit] for unit in units.tolist()])
+    if batch.mask is not None and value.ndim >= 3 and value.shape[1] == batch.mask.shape[1]:
+        mask = mask & batch.mask.reshape(*batch.mask.shape, *[1] * (value.ndim - 2))
+    return mask
+
+
+def _part(site: Site, value: Tensor) -> Tensor:
+    """Bool, of one row's shape but for size one on the axes that the site does not slice."""
+    shape = [1] * (value.ndim - 2) + [value.shape[-1]] if value.ndim < 4 or not site.heads else list(value.shape[2:])
+    mask = torch.zeros(shape if value.ndim < 4 or not site.heads else [1, *shape], dtype=torch.bool, device=value.device)
+    if site.heads and value.ndim == 4:
+        mask[..., list(site.heads), :] = True
+    elif site.heads:
+        mask.unflatten(-1, (site.head_count, -1))[..., list(site.heads), :] = True
+    elif site.neurons:
+        mask[..., list(site.neurons)] = True
+    else:
+        mask[...] = True
+    return mask
+
+
+def _at_unit(units: Tensor, batch: Batch) -> Tensor:
+    """(batch, positions) bool: the unit-th real token from the end (unit 0 is the last)."""
+    assert batch.mask is not None
+    from_end = batch.mask.long().flip(-1).cumsum(-1).flip(-1) - 1
+    return batch.mask & (from_end == units.to(batch.mask.device)[:, None])

@@ -1,0 +1,154 @@
+"""Resampling profile: what an output depends on, unit by unit, by exact replacement with trusted donors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from causalmad.errors import FitError
+from causalmad.hypotheses import Donors
+from causalmad.inputs import Inputs
+from causalmad.models import OpenModel
+from causalmad.signatures.base import Column, Signatures, State, columns_from_data, columns_to_data, signatures
+from causalmad.signatures.columns import Reduced, by_place, by_rank, join, scales_of, signed_log
+from causalmad.signatures.effects import Effects, Resampler
+from causalmad.signatures.units import Group, groups
+from causalmad.targets import Readout, Target, TopMargin, as_target
+
+# How many trusted inputs set the units of the columns; more would cost a second pass over all of them.
+_SCALE_INPUTS = 128
+
+
+@dataclass(frozen=True)
+class ResamplingProfile:
+    """What the output depends on: the exact effect of replacing one unit at a time by a trusted donor's.
+
+    For every unit and donor the model is run again with that unit of the input (or that activation) taken from the
+    donor; the effect is the KL divergence from the clean output (nats) and the signed change of the target. The same
+    donors serve all inputs, so that donor noise is shared; an input that is itself a donor uses a spare.
+
+    Args:
+        units: ``blocks`` (named parts of the input), ``positions`` (tokens, patches), ``residual`` (positions of the
+            residual stream), ``heads``, ``mlps``, or several of them. ``auto`` takes the blocks where the data declares
+            them, otherwise the positions, and the heads where the model has them.
+        donors: how many trusted donors.
+        target: the scalar whose change is measured, by default the margin of the model's own answer.
+        by: ``rank`` sorts the effects, so that units may change places; ``place`` keeps them apart, for anomalies that
+            only move which unit matters; ``both`` keeps both, since either form is blind to what the other sees.
+        top: how many ranks are kept.
+
+    Columns are signed logarithms, log(1 + |effect| / s) with s the median size on trusted inputs.
+
+    References:
+        Resample ablation: Chan et al. 2022, "Causal scrubbing". Interchange: Geiger et al. 2021, arXiv 2106.02997.
+    """
+
+    units: str | tuple[str, ...] = "auto"
+    donors: int = 4
+    target: Target | Readout = TopMargin()
+    by: Literal["rank", "place", "both"] = "both"
+    top: int = 3
+
+    def __post_init__(self) -> None:
+        if self.by not in ("rank", "place", "both"):
+            raise FitError(f"by={self.by!r}", needed="'rank', 'place' or 'both'")
+        if self.donors < 1 or self.top < 1:
+            raise FitError(f"donors={self.donors}, top={self.top}", needed="at least 1 of each")
+
+    def fit(self, model: OpenModel, trusted: Inputs, seed: int = 0) -> FittedResamplingProfile:
+        """Draw the donors, name the columns, and take the columns' units from some of the trusted inputs.
+
+        Raises:
+            FitError: when the trusted inputs are too few, or the units do not exist.
+        """
+        donors = Donors.draw(trusted, self.donors, seed)
+        found = groups(model, trusted, self.units)
+        longest = int(trusted.lengths.max()) if trusted.tokens else 0
+        raw = FittedResamplingProfile(self, model, donors, found, longest, (), np.ones(0))
+        others = [row for row, key in enumerate(trusted.digests) if key not in set(donors.inputs.digests)]
+        if not others:
+            raise FitError("every trusted input is a donor", tries=["more trusted inputs", "fewer donors"])
+        sample = np.random.default_rng([seed, 1]).permutation(others)[:_SCALE_INPUTS]
+        reduced = raw.reduced(trusted[np.sort(sample)])
+        return FittedResamplingProfile(self, model, donors, found, longest, reduced.columns, scales_of(reduced.values))
+
+    def restore(self, model: OpenModel, state: State) -> FittedResamplingProfile:
+        """The fitted signature that wrote ``state``."""
+        tensors = dict(state.tensors)
+        scales = tensors.pop("scales").numpy()
+        donors = Donors.unpack(tensors, state.data["donors"])
+        columns = columns_from_data(state.data["columns"])
+        found = groups(model, donors.inputs, self.units)
+        return FittedResamplingProfile(self, model, donors, found, int(state.data["longest"]), columns, scales)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedResamplingProfile:
+    """A resampling profile of one model with its donors."""
+
+    spec: ResamplingProfile
+    model: OpenModel
+    donors: Donors
+    groups: tuple[Group, ...]
+    longest: int
+    columns: tuple[Column, ...]
+    scales: npt.NDArray[np.float64]
+
+    def __call__(self, inputs: Any) -> Signatures:
+        """(n, d) profile; one run of the model per input, unit and donor, stacked."""
+        known = self.model.inputs(inputs)
+        return signatures(known, self.columns, signed_log(self.reduced(known).values, self.scales))
+
+    def state(self) -> State:
+        """The donors, the columns and their units."""
+        tensors, data = self.donors.pack()
+        scales = torch.from_numpy(self.scales)
+        return State(
+            {**tensors, "scales": scales},
+            {"donors": data, "longest": self.longest, "columns": columns_to_data(self.columns)},
+        )
+
+    def reduced(self, inputs: Inputs) -> Reduced:
+        """The columns in their own units: nats of divergence, and the target's."""
+        which = torch.as_tensor(self.donors.of(inputs))
+        resampler = Resampler.of(self.model, self.donors, as_target(self.spec.target), self.groups)
+        parts = []
+        with self.model.quiet():
+            for group in self.groups:
+                found = self._effects(resampler, inputs, which, group)
+                parts += [self._columns(f"{group.name} {name}", values, group) for name, values in found.items()]
+        return join(parts)
+
+    def _effects(
+        self, resampler: Resampler, inputs: Inputs, which: torch.Tensor, group: Group
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """Statistic -> (n, units): mean and standard deviation over the donors of both effects."""
+        units = int(inputs.lengths.max()) if group.ragged else len(group.names)
+        tables = {name: np.full((len(inputs), units), np.nan) for name in ("kl", "kl sd", "margin", "margin sd")}
+        for batch in self.model.batches(inputs):
+            effects = resampler.effects(batch, which[torch.as_tensor(batch.rows)], group)
+            for name, values in _over_donors(effects).items():
+                tables[name][batch.rows, : values.shape[1]] = values
+        return tables
+
+    def _columns(self, name: str, effects: npt.NDArray[np.float64], group: Group) -> Reduced:
+        forms = []
+        if self.spec.by in ("rank", "both"):
+            forms.append(by_rank(name, effects, self.spec.top, last=group.name in ("positions", "residual")))
+        if self.spec.by in ("place", "both"):
+            units = tuple(f"@-{i + 1}" for i in range(self.longest)) if group.ragged else group.names
+            sites = tuple(map(str, group.sites)) if len(group.sites) == len(units) else ()
+            forms.append(by_place(name, effects, units, sites, ragged=group.ragged))
+        return join(forms)
+
+
+def _over_donors(effects: Effects) -> dict[str, npt.NDArray[np.float64]]:
+    found = {}
+    for name, values in (("kl", effects.divergence), ("margin", effects.change)):
+        found[name] = values.double().mean(-1).numpy()
+        found[f"{name} sd"] = values.double().std(-1, correction=0).numpy()
+    return found

@@ -1,0 +1,142 @@
+"""Units: the parts of the input or of the model that are replaced, or to which an output is attributed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from causalmad.errors import FitError
+from causalmad.inputs import Batch, Inputs
+from causalmad.models import OpenModel
+from causalmad.sites import Place, Site
+
+KINDS = ("blocks", "positions", "residual", "heads", "mlps", "neurons")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units of one kind that stand beside each other.
+
+    Attributes:
+        name: ``blocks``, ``positions``, ``heads``, ``mlps``, ``neurons``, or ``residual`` with its layer.
+        names: the units, where there is a fixed number of them; empty for token positions.
+        sites: (units,) where the units are in the model; empty for parts of the input, and a single one for positions
+            in the residual stream.
+        masks: (units, ...) bool, which entries of one input row each unit holds; empty for token positions.
+    """
+
+    name: str
+    names: tuple[str, ...] = ()
+    sites: tuple[Site, ...] = ()
+    masks: tuple[Tensor, ...] = ()
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the units are token positions, of which every input has its own number."""
+        return not self.names
+
+    def count(self, batch: Batch) -> Tensor:
+        """(batch,) number of units of every input."""
+        if self.ragged and batch.mask is not None:
+            return batch.mask.sum(-1)
+        return torch.full((len(batch),), len(self.names))
+
+
+def groups(model: OpenModel, inputs: Inputs, units: str | Sequence[str]) -> tuple[Group, ...]:
+    """The groups that a list of unit names means for this model and these inputs.
+
+    Args:
+        model: the opened model.
+        inputs: trusted inputs, for their blocks and their kind.
+        units: names out of ``blocks``, ``positions``, ``residual``, ``heads``, ``mlps``, ``neurons``; or ``auto``: the
+            blocks where the data declares them, otherwise the positions, and the heads where the model has them.
+
+    Raises:
+        FitError: on an unknown unit, or blocks that the data does not declare.
+    """
+    if units == "auto":
+        wanted = ["blocks" if inputs.blocks else "positions"]
+        wanted += ["heads"] if model.architecture is not None and model.architecture.heads else []
+    else:
+        wanted = [units] if isinstance(units, str) else list(units)
+    unknown = [name for name in wanted if name not in KINDS]
+    if unknown or not wanted:
+        raise FitError(f"no unit {unknown[0]!r}" if unknown else "no units at all", tries=[*map(repr, KINDS), "'auto'"])
+    return tuple(group for name in wanted for group in _groups(model, inputs, name))
+
+
+def _groups(model: OpenModel, inputs: Inputs, name: str) -> tuple[Group, ...]:
+    if name == "blocks":
+        return (_blocks(inputs),)
+    if name == "positions":
+        return (Group("positions") if inputs.tokens else _places(inputs),)
+    if name == "residual":
+        sites = model.sites("residual")
+        if inputs.tokens:
+            return tuple(Group(f"residual {layer}", sites=(site,)) for layer, site in enumerate(sites))
+        return (Group("residual", tuple(map(str, sites)), sites),)
+    if name == "neurons":
+        return tuple(Group(f"neurons {site.path}", ("neurons",), (site,)) for site in model.sites("neurons"))
+    sites = model.sites(name)
+    return (Group(name, tuple(map(str, sites)), sites),)
+
+
+def _blocks(inputs: Inputs) -> Group:
+    if not inputs.blocks:
+        raise FitError(
+            "the inputs declare no blocks",
+            needed="named parts of the main field",
+            tries=["Inputs.of(x, blocks={'left half': (0, 64), 'right half': (64, 128)})", "units='positions'"],
+        )
+    names = tuple(inputs.blocks)
+    if inputs.tokens:
+        return Group("blocks", names, masks=tuple(_token_span(inputs, name) for name in names))
+    return Group("blocks", names, masks=tuple(inputs.block_mask(name) for name in names))
+
+
+def _token_span(inputs: Inputs, name: str) -> Tensor:
+    """(longest,) bool over the tokens of a row, counted from its first."""
+    block = inputs.blocks[name]
+    mask = torch.zeros(int(inputs.lengths.max()), dtype=torch.bool)
+    if isinstance(block, Tensor):
+        mask[: len(block)] = block
+    else:
+        mask[block[0] : block[1]] = True
+    return mask
+
+
+def _places(inputs: Inputs, most: int = 16) -> Group:
+    """Positions of inputs that are no tokens: a grid of at most 4 x 4 patches of an image, 16 stretches of a vector."""
+    shape = inputs.main[0].shape
+    axes = len(shape) if len(shape) < 2 else 2
+    edges = [torch.linspace(0, size, min(size, round(most ** (1 / axes))) + 1).round().long() for size in shape[-axes:]]
+    names, masks = [], []
+    for cell in torch.cartesian_prod(*[torch.arange(len(edge) - 1) for edge in edges]).reshape(-1, axes).tolist():
+        spans = [(int(edge[i]), int(edge[i + 1])) for edge, i in zip(edges, cell, strict=True)]
+        mask = torch.zeros(shape, dtype=torch.bool)
+        mask[(..., *(slice(*span) for span in spans))] = True
+        names.append(",".join(f"{start}:{stop}" for start, stop in spans))
+        masks.append(mask)
+    return Group("positions", tuple(names), masks=tuple(masks))
+
+
+def root(batch: Batch) -> Place:
+    """The place of the main field: what the model itself is called with."""
+    return Place("", "input")
+
+
+def embedding(model: OpenModel) -> Place:
+    """The place where token ids have become vectors.
+
+    Raises:
+        FitError: when the model has no embedding module.
+    """
+    if model.architecture is not None:
+        return model.sites("embedding")[0].place
+    for name, part in model.module.named_modules():
+        if isinstance(part, torch.nn.Embedding):
+            return Place(name)
+    raise FitError(f"{model.name} has no embedding", needed="a torch.nn.Embedding to attribute token positions at")
