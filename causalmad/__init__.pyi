@@ -5,10 +5,10 @@ from . import signatures as signatures
 from . import targets as targets
 from . import tasks as tasks
 from .detection import Detection as Detection
-from .detection import Explanation as Explanation
 from .detector import Detector as Detector
 from .detector import FittedDetector as FittedDetector
 from .errors import CausalmadError as CausalmadError
+from .explanation import Explanation as Explanation
 from .inputs import Inputs as Inputs
 from .models import OpenModel as OpenModel
 from .models import open_model as open_model

@@ -110,7 +110,7 @@ def name_of(kind: str, part: object) -> str:
 
 
 def _own(kind: str) -> list[Entry]:
-    """The parts that a folder's ``__init__.pyi`` exports (its ``base`` holds interfaces), or a single file's classes."""
+    """The parts that a folder's ``__init__.pyi`` exports (``base`` holds interfaces), or a single file's classes."""
     package = _MODULES.get(kind, kind)
     folder = Path(__file__).parent / package
     if not folder.is_dir():

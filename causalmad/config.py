@@ -52,6 +52,8 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
         key, equals, value = piece.partition("=")
         if not equals or not key.strip():
             raise SpecError(f"{piece!r} in {text!r} is no option", needed="key=value", tries=[f"{name}[{piece}=...]"])
+        if key.strip() in options:
+            raise SpecError(f"option {key.strip()!r} stands twice in {text!r}")
         options[key.strip()] = value.strip()
     return name, options
 
@@ -138,29 +140,34 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _from_text(raw: str, hint: Any, where: str) -> object:
     """A value from text, by the option's annotation: the first member of a union that fits."""
-    for kind in _alternatives(hint):
+    for kind in _alternatives(hint, raw):
         fits, value = _read(raw, kind)
         if fits:
             return value
     raise SpecError(f"{where}={raw!r} does not fit", needed=str(hint).replace("typing.", ""))
 
 
-def _alternatives(hint: Any) -> list[Any]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        members = list(typing.get_args(hint))
-        # Text fits everything, so it is tried last.
-        return sorted(members, key=lambda member: member is str)
-    return [hint]
+def _alternatives(hint: Any, raw: str) -> list[Any]:
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return [hint]
+
+    def turn(member: Any) -> int:
+        if typing.get_origin(member) is tuple:  # a list only where there is something to separate
+            return 0 if ";" in raw else 2
+        return int(member is str)  # text fits everything
+
+    return sorted(typing.get_args(hint), key=turn)
 
 
 def _read(raw: str, kind: Any) -> tuple[bool, object]:
     if kind is Any:
         return True, _guess(raw)
     if typing.get_origin(kind) is typing.Literal:
-        return raw in typing.get_args(kind), raw
+        found = [choice for choice in typing.get_args(kind) if str(choice).lower() == raw.lower()]
+        return bool(found), found[0] if found else None
     if typing.get_origin(kind) is tuple:
         inner = next((a for a in typing.get_args(kind) if a is not Ellipsis), Any)
-        items = [_read(item, inner) for item in raw.split(";")]
+        items = [_read(item, inner) for item in filter(None, split_outside(raw, ";"))]
         return all(fits for fits, _ in items), tuple(value for _, value in items)
     if kind in (type(None), bool):
         words = {"none": None} if kind is type(None) else {"true": True, "false": False, "yes": True, "no": False}

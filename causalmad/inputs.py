@@ -91,7 +91,7 @@ class Inputs:
             raise InputsError("inputs without any field", needed="at least one tensor that the model is called with")
         for name, rows in self.fields.items():
             if len(rows) != len(self.ids):
-                raise InputsError(f"field {name!r} has {len(rows)} rows for {len(self.ids)} ids", needed="one row an id")
+                raise InputsError(f"field {name!r} has {len(rows)} rows for {len(self.ids)} ids")
         for name, values in self.columns.items():
             if len(values) != len(self.ids):
                 raise InputsError(f"column {name!r} has {len(values)} rows for {len(self.ids)} inputs")
@@ -162,6 +162,7 @@ class Inputs:
         accepts: Collection[str] = (),
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        fill: int = 0,
     ) -> Iterator[Batch]:
         """Batches of at most ``size`` inputs; every input is in exactly one.
 
@@ -172,9 +173,10 @@ class Inputs:
                 so that padding can never reach the model unmasked.
             device: where the tensors go.
             dtype: what floating-point fields are cast to.
+            fill: token id at padded positions.
         """
         for rows in self._groups(size, by_length=self.tokens and "attention_mask" not in accepts):
-            yield self._batch(rows, side, accepts, device, dtype)
+            yield self._batch(rows, side, accepts, device, dtype, fill)
 
     def _groups(self, size: int, by_length: bool) -> Iterator[npt.NDArray[np.int64]]:
         order = np.arange(len(self))
@@ -191,14 +193,18 @@ class Inputs:
         accepts: Collection[str],
         device: torch.device | None,
         dtype: torch.dtype | None,
+        fill: int,
     ) -> Batch:
         def move(value: Tensor) -> Tensor:
             return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
 
         fields = {}
         for name, values in self.fields.items():
-            picked = values[torch.as_tensor(rows)] if isinstance(values, Tensor) else _pad([values[i] for i in rows], side)
-            fields[name] = move(picked)
+            index = torch.as_tensor(rows)
+            if isinstance(values, Tensor):
+                fields[name] = move(values[index])
+            else:
+                fields[name] = move(_pad([values[i] for i in rows], side, 0 if fields else fill))
         columns = {name: values[rows] for name, values in self.columns.items()}
         if not self.tokens:
             return Batch(rows, fields, columns=columns)
@@ -285,10 +291,10 @@ def _digest(row: Mapping[int | str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _pad(rows: Sequence[Tensor], side: str) -> Tensor:
-    """(batch, longest) rows of equal or differing length as one tensor, filled with zeros."""
+def _pad(rows: Sequence[Tensor], side: str, fill: int = 0) -> Tensor:
+    """(batch, longest) rows of equal or differing length as one tensor."""
     longest = max(row.shape[0] for row in rows)
-    out = torch.zeros(len(rows), longest, dtype=rows[0].dtype)
+    out = torch.full((len(rows), longest), fill, dtype=rows[0].dtype)
     for place, row in zip(out, rows, strict=True):
         start = longest - row.shape[0] if side == "left" else 0
         place[start : start + row.shape[0]] = row

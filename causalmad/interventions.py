@@ -46,6 +46,6 @@ def interpolate(activation: Tensor, donor: Tensor, share: float = 0.5) -> Tensor
 
 
 def project_out(activation: Tensor, donor: Tensor) -> Tensor:
-    """The activation without its component along the directions in ``donor`` ((directions, features) or (features,))."""
-    basis = torch.linalg.qr(torch.atleast_2d(donor).T.to(activation.dtype)).Q
+    """The activation without its part along the directions in ``donor``, (directions, features) or (features,)."""
+    basis: Tensor = torch.linalg.qr(torch.atleast_2d(donor).T.to(activation.dtype)).Q
     return activation - (activation @ basis) @ basis.T

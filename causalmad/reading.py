@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def read(
 ) -> Inputs:
     """Inputs from ``data``; see :meth:`causalmad.inputs.Inputs.of` for the kinds and the errors."""
     if isinstance(data, Inputs):
-        return data
+        return _again(data, blocks, ids, columns)
     table = _table(data)
     fields, found = _split(table, tokenizer, accepts)
     count = len(next(iter(fields.values())))
@@ -35,12 +36,39 @@ def read(
     found.update({name: _column(values) for name, values in (columns or {}).items()})
     given = ids if ids is not None else found.pop("id", None)
     names = content_ids(fields, count) if given is None else tuple(str(key) for key in given)
+    return Inputs(names, fields, found, _blocks(blocks, fields))
+
+
+def _again(
+    inputs: Inputs,
+    blocks: Mapping[str, Block] | None,
+    ids: Sequence[object] | None,
+    columns: Mapping[str, Any] | None,
+) -> Inputs:
+    """The same inputs, with what is newly said about them."""
+    return replace(
+        inputs,
+        ids=inputs.ids if ids is None else tuple(str(key) for key in ids),
+        columns={**inputs.columns, **{name: _column(values) for name, values in (columns or {}).items()}},
+        blocks=inputs.blocks if blocks is None else _blocks(blocks, inputs.fields),
+    )
+
+
+def _blocks(blocks: Mapping[str, Block] | None, fields: Mapping[int | str, Rows]) -> dict[str, Block]:
+    main = next(iter(fields.values()))
     for name, block in (blocks or {}).items():
-        if not isinstance(block, Tensor):
-            width = min(row.shape[-1] for row in next(iter(fields.values())))
-            if not 0 <= block[0] < block[1] <= width:
-                raise InputsError(f"block {name!r} = {block} lies outside the last axis of size {width}")
-    return Inputs(names, fields, found, dict(blocks or {}))
+        if isinstance(block, Tensor):
+            shape = main[0].shape
+            if block.dtype != torch.bool or block.shape != shape[len(shape) - block.ndim :]:
+                raise InputsError(
+                    f"block {name!r} is a {block.dtype} tensor of shape {tuple(block.shape)}",
+                    needed=f"bool, of a row's shape {tuple(shape)}",
+                )
+            continue
+        width = min(row.shape[-1] if row.ndim else 0 for row in main)
+        if not 0 <= block[0] < block[1] <= width:
+            raise InputsError(f"block {name!r} = {tuple(block)} lies outside the last axis of size {width}")
+    return dict(blocks or {})
 
 
 def _table(data: Any) -> dict[int | str, Any]:
@@ -50,7 +78,8 @@ def _table(data: Any) -> dict[int | str, Any]:
     if isinstance(data, Mapping):
         return dict(data)
     if isinstance(data, torch.utils.data.DataLoader):
-        return _stack([_table(_unlabelled(batch)) for batch in data])
+        with torch.random.fork_rng():  # a loader draws a seed from the global generator for every pass
+            return _stack([_table(_unlabelled(batch)) for batch in data])
     if hasattr(data, "column_names") and hasattr(data, "features"):  # a Hugging Face Dataset
         return {name: list(data[name]) for name in data.column_names}
     if isinstance(data, (str, bytes)):
@@ -101,8 +130,12 @@ def _split(
     """What the model is called with, and what it never sees."""
     fields: dict[int | str, Rows] = {}
     columns: dict[str, Any] = {}
-    mask = table.pop("attention_mask", None)
-    table.pop("position_ids", None)  # made anew for every batch from the rows themselves
+    table = dict(table)
+    sequences = "input_ids" in table or 0 in table or not any(name in accepts for name in table)
+    # Both are made anew for every batch from the tokens themselves; with embeddings they are inputs like any other.
+    mask = table.pop("attention_mask", None) if sequences else None
+    if sequences:
+        table.pop("position_ids", None)
     for name, values in table.items():
         if isinstance(name, int) or name == "input_ids" or (name in accepts and name not in _NEVER_FIELDS):
             fields[name] = _field(values, name)
@@ -123,13 +156,29 @@ def _split(
         encoded = tokenizer([str(text) for text in columns[key]])
         fields["input_ids"] = _field(encoded["input_ids"], "input_ids")
         mask = encoded.get("attention_mask") if hasattr(encoded, "get") else None
-    if mask is not None and "input_ids" in fields:
-        masks = [torch.as_tensor(row, dtype=torch.bool) for row in mask]
-        for name in fields:
-            kept = [row[keep] for row, keep in zip(fields[name], masks, strict=True) if row.shape == keep.shape]
-            fields[name] = _field(kept, name) if len(kept) == len(masks) else fields[name]
+    if mask is not None:
+        fields = _unpadded(fields, mask)
     order = sorted(fields, key=lambda name: (name != "input_ids", isinstance(name, str)))
     return {name: fields[name] for name in order}, columns
+
+
+def _unpadded(fields: dict[int | str, Rows], mask: Any) -> dict[int | str, Rows]:
+    """The fields without the tokens that an attention mask leaves out."""
+    masks = [torch.as_tensor(row, dtype=torch.bool) for row in mask]
+    for row, keep in enumerate(masks):
+        real = keep.nonzero().flatten()
+        if len(real) and int(real[-1] - real[0]) + 1 != len(real):
+            raise InputsError(
+                f"the attention mask of row {row} has holes",
+                needed="real tokens in one piece, with padding around them",
+            )
+    out = {}
+    for name, rows in fields.items():
+        if len(rows) != len(masks):
+            raise InputsError(f"field {name!r} has {len(rows)} rows for an attention mask of {len(masks)}")
+        fits = all(row.shape == keep.shape for row, keep in zip(rows, masks))
+        out[name] = _field([row[keep] for row, keep in zip(rows, masks)], name) if fits else rows
+    return out
 
 
 def _field(values: Any, name: int | str) -> Rows:

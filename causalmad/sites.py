@@ -225,7 +225,8 @@ def pool(value: Tensor, mask: Tensor | None, how: str) -> Tensor:
     keep = keep[..., None]
     if how in ("max", "min"):
         fill = float("-inf") if how == "max" else float("inf")
-        return getattr(value.masked_fill(~keep, fill), f"a{how}")(1)
+        filled = value.masked_fill(~keep, fill)
+        return filled.amax(1) if how == "max" else filled.amin(1)
     total = torch.where(keep, value, 0).sum(1)
     return total if how == "sum" else total / keep.sum(1)
 

@@ -88,6 +88,8 @@ class _Custom:
 
 def as_target(target: Target | Readout) -> Target:
     """A target from a target or from any function of logits (batch, classes) -> (batch,)."""
+    if isinstance(target, type):
+        raise ModelError(f"{target.__name__} is a class, not a target", tries=[f"{target.__name__}(...)"])
     if hasattr(target, "bind"):
         return target
     if callable(target):

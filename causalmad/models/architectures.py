@@ -42,7 +42,13 @@ class Architecture:
 _FAMILIES = (
     Architecture("gpt2", "transformer.h.{}", "attn", "attn.c_proj", "mlp", "mlp.c_proj", "transformer.wte"),
     Architecture(
-        "gpt_neox", "gpt_neox.layers.{}", "attention", "attention.dense", "mlp", "mlp.dense_4h_to_h", "gpt_neox.embed_in"
+        "gpt_neox",
+        "gpt_neox.layers.{}",
+        "attention",
+        "attention.dense",
+        "mlp",
+        "mlp.dense_4h_to_h",
+        "gpt_neox.embed_in",
     ),
     # Llama, Mistral, Qwen, Gemma and their relatives share one tree.
     Architecture(
@@ -58,9 +64,7 @@ _FAMILIES = (
         "bert.embeddings.word_embeddings",
     ),
     Architecture("vit", "vit.layers.{}", "attention", "attention.o_proj", "mlp", "mlp.fc2", "vit.embeddings"),
-    Architecture(
-        "transformer_lens", "blocks.{}", "attn", "attn.hook_z", "hook_mlp_out", "mlp.hook_post", "hook_embed"
-    ),
+    Architecture("transformer_lens", "blocks.{}", "attn", "attn.hook_z", "hook_mlp_out", "mlp.hook_post", "hook_embed"),
 )
 
 

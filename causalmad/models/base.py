@@ -16,7 +16,7 @@ from causalmad.models.fingerprint import digest, parameter_digests
 from causalmad.models.quiet import quiet
 from causalmad.models.resolve import resolve
 from causalmad.sites import Place, Site, position_index
-from causalmad.targets import Target, two_logits
+from causalmad.targets import Readout, Target, as_target, two_logits
 
 if TYPE_CHECKING:
     from causalmad.models.architectures import Architecture
@@ -46,7 +46,7 @@ class Engine(Protocol):
 
     def run(
         self,
-        module: Any,
+        module: nn.Module,
         args: tuple[Tensor, ...],
         kwargs: dict[str, Any],
         *,
@@ -58,7 +58,7 @@ class Engine(Protocol):
         """The module's output, values and gradients.
 
         Args:
-            module: what the engine was opened on.
+            module: the plain module.
             args: positional arguments of the model.
             kwargs: keyword arguments of the model.
             read: places to read, each a whole tensor.
@@ -75,7 +75,7 @@ class OpenModel:
 
     Attributes:
         module: the plain ``torch.nn.Module``.
-        handle: what the engine runs: the module, or an nnsight wrapper of it.
+        handle: what was opened: the module, or nnsight's wrapper of it, which the nnsight engine then runs.
         engine: ``hooks`` or ``nnsight``.
         architecture: where blocks, heads and MLPs are, if the model is of a known family.
         tokenizer: turns texts into token ids, if there is one.
@@ -103,7 +103,8 @@ class OpenModel:
     @property
     def device(self) -> torch.device:
         """Where the first parameter lives."""
-        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        return torch.device("cpu") if device.type == "meta" else device  # the weights of a remote model are elsewhere
 
     @property
     def dtype(self) -> torch.dtype:
@@ -124,9 +125,15 @@ class OpenModel:
 
     def batches(self, inputs: Inputs, size: int | None = None) -> Iterator[Batch]:
         """Batches of the inputs on the model's device, padded and masked as the model takes them."""
-        accepts = self.accepts
+        # Classifiers of sequences look for the padding by its token.
+        fill = getattr(getattr(self.module, "config", None), "pad_token_id", None)
         return inputs.batches(
-            size or self.batch_size, side=self.side, accepts=accepts, device=self.device, dtype=self.dtype
+            size or self.batch_size,
+            side=self.side,
+            accepts=self.accepts,
+            device=self.device,
+            dtype=self.dtype,
+            fill=fill if isinstance(fill, int) else 0,
         )
 
     def quiet(self) -> AbstractContextManager[None]:
@@ -139,7 +146,7 @@ class OpenModel:
         *,
         read: Sequence[Place] = (),
         edits: Mapping[Place, Patch] | None = None,
-        target: Target | None = None,
+        target: Target | Readout | None = None,
         output: bool = True,
         position: int | str = -1,
     ) -> Run:
@@ -149,7 +156,8 @@ class OpenModel:
             batch: what the model is called with.
             read: places to read.
             edits: place -> function of its activation, applied before anything later in the model runs.
-            target: read-out whose gradient is wanted at ``read``; bound to this run's own logits.
+            target: read-out whose gradient is wanted at ``read``, bound to this run's own logits; or any function of
+                the logits (batch, classes) -> (batch,).
             output: whether the logits are wanted; without them the run stops after the last read.
             position: token position at which a sequence of logits is read.
 
@@ -157,33 +165,34 @@ class OpenModel:
             SiteError: when a place is never reached, or has no tensor.
             ModelError: when the output holds no logits.
         """
-        args, kwargs = self._call(batch, position)
+        objective = None
+        if target is not None:
+            question = as_target(target)
 
-        def logits_of(result: Any) -> Tensor:
-            return read_logits(result, batch, position)
+            def objective(result: Any) -> tuple[Tensor, Tensor]:
+                logits = read_logits(result, batch, position)
+                return logits, question.bind(logits)(logits).sum()
 
-        def objective(result: Any) -> tuple[Tensor, Tensor]:
-            logits = logits_of(result)
-            assert target is not None
-            return logits, target.bind(logits)(logits).sum()
-
-        with self.quiet():
+        # Tensors of an enclosing inference mode can be neither differentiated nor watched for in-place changes.
+        with self.quiet(), torch.inference_mode(False):
+            args, kwargs = self._call(batch, position)
             result, values, grads = self.engine.run(
-                self.handle,
-                args,
-                kwargs,
+                self.module,
+                tuple(map(_ordinary, args)),
+                {name: _ordinary(value) for name, value in kwargs.items()},
                 read=tuple(read),
                 edits=edits or {},
-                objective=objective if target is not None else None,
+                objective=objective,
                 output=output,
             )
-        logits = logits_of(result).detach() if output or target is not None else None
+            logits = read_logits(result, batch, position).detach() if output or objective is not None else None
         return Run(logits, values, grads)
 
     def logits(self, batch: Batch, edits: Mapping[Place, Patch] | None = None, position: int | str = -1) -> Tensor:
         """(batch, classes) logits, possibly under edits."""
         logits = self.run(batch, edits=edits, position=position).logits
-        assert logits is not None
+        if logits is None:
+            raise ModelError("the run gave no logits")
         return logits
 
     def fingerprint(self) -> str:
@@ -204,6 +213,11 @@ class OpenModel:
         if batch.mask is not None and "logits_to_keep" in self.accepts and position == -1 and self.side == "left":
             kwargs["logits_to_keep"] = 1  # the vocabulary is the largest matrix; only one position is read
         return args, kwargs
+
+
+def _ordinary(value: Any) -> Any:
+    """A tensor that autograd may save."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def read_logits(result: Any, batch: Batch, position: int | str) -> Tensor:

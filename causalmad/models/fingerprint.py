@@ -41,5 +41,5 @@ def _tensor_digest(value: object) -> str:
     whole.update(f"{value.dtype}:{tuple(value.shape)}:".encode())
     if value.device.type != "meta":
         flat = value.detach().cpu().contiguous().reshape(-1)
-        whole.update(memoryview(flat.view(torch.uint8).numpy()))
+        whole.update(flat.view(torch.uint8).numpy().data)
     return whole.hexdigest()

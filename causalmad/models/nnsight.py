@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from causalmad.errors import ModelError, SiteError
+from causalmad.models.order import Moment, counted, defined, ranks, recorded
 from causalmad.models.places import (
     called_again,
     edited,
     part_at,
     pick,
     require_gradient,
-    require_reached,
     slopes,
     swap,
 )
 from causalmad.sites import Place
-
-Moment = tuple[str, str]  # a module's path, and "input" or "output"
-
-# A trace must ask for values in the order in which the model makes them; one plain run tells that order.
-_ORDERS: WeakKeyDictionary[nn.Module, list[Moment]] = WeakKeyDictionary()
 
 
 class Step(NamedTuple):
@@ -43,18 +39,32 @@ class Traces:
     """Runs a module through nnsight.
 
     Args:
+        handle: the user's own wrapper, which is run where there is one; a plain module is wrapped for each run.
         remote: False runs here. ``"local"`` (serialise, deserialise, run here) and True (on NDIF's servers) are
             nnsight's own, and need its ``TransformersModel``.
+
+    Raises:
+        ModelError: for a remote run of anything but a ``TransformersModel``.
     """
 
     name = "nnsight"
 
-    def __init__(self, remote: bool | str = False) -> None:
+    def __init__(self, handle: Any, remote: bool | str = False) -> None:
+        import nnsight
+
+        if remote and not isinstance(handle, nnsight.TransformersModel):
+            # A bare NNsight would hand `remote` on to the model, which runs here as if nothing had been asked.
+            raise ModelError(
+                f"remote={remote!r} on a {type(handle).__name__}",
+                needed="an nnsight.TransformersModel",
+                tries=["remote=False"],
+            )
+        self.handle = handle if isinstance(handle, nnsight.Envoy) else None
         self.remote = remote
 
     def run(
         self,
-        module: Any,
+        module: nn.Module,
         args: tuple[Tensor, ...],
         kwargs: dict[str, Any],
         *,
@@ -63,49 +73,67 @@ class Traces:
         objective: Callable[[Any], tuple[Tensor, Tensor]] | None,
         output: bool,
     ) -> tuple[Any, dict[Place, Tensor], dict[Place, Tensor]]:
-        """See :class:`causalmad.models.base.Engine`; ``module`` may be a plain module or an nnsight ``Envoy``."""
-        import nnsight
+        """See :class:`causalmad.models.base.Engine`."""
+        from nnsight.intervention.interleaver import OutOfOrderError
 
-        read = tuple(dict.fromkeys(read))
-        options = {} if not self.remote else {"remote": self.remote}
-        with _wrapped(module, self.remote) as envoy:
-            parts = dict(envoy._module.named_modules())
-            places = {place: part_at(place, parts) for place in (*read, *edits)}
-            envoys = {id(each._module): each for each in (envoy, *envoy.modules())}
-            # On a server there is no module to try out: values are asked for in the order of definition.
-            here = self.remote is not True
-            order = _recorded(envoy._module, args, kwargs) if here else defined(parts)
-            for fresh in (False, True):
-                if here and fresh:
-                    _ORDERS.pop(envoy._module, None)
-                    order = _recorded(envoy._module, args, kwargs)
-                ranks = _ranks(places, order)
-                last = max((ranks[place] for place in read), default=len(order))
-                early = not output and objective is None and bool(read)
-                steps = [
-                    Step(envoys[id(places[place])], place, edits.get(place), place in read)
-                    for place in sorted(places, key=ranks.__getitem__)
-                    if not early or ranks[place] <= last
-                ]
-                with _counted([places[step.place] for step in steps] if here else []) as calls:
-                    try:
-                        found = _trace(envoy, args, kwargs, options, steps, objective, early)
-                    except nnsight.OutOfOrderError as error:
-                        # The order was recorded on another input, for which the model took another way.
-                        if fresh or not here:
-                            raise SiteError(
-                                f"nnsight could not read {', '.join(str(step.place) for step in steps[:3])}, ... in order",
-                                causes=["a branch that did not run", "modules defined in another order than they run"],
-                                tries=["open_model(model), the default engine"],
-                            ) from error
-                        continue
-                for step in steps:
-                    if calls[id(places[step.place])] > 1:
-                        raise called_again(step.place)
-                values = dict(zip((step.place for step in steps if step.wanted), found["values"], strict=True))
-                slope = dict(zip(values, found["grads"], strict=False))
-                return found["result"], {p: values[p] for p in read}, {p: slope[p] for p in read if p in slope}
-        raise AssertionError  # pragma: no cover
+        call = _Call(args, kwargs, tuple(dict.fromkeys(read)), edits, objective, output)
+        options = {"remote": self.remote} if self.remote else {}
+        with _wrapped(module, self.handle, marked=bool(self.remote)) as envoy, _shipped(bool(self.remote)):
+            try:
+                if self.remote is True:
+                    # No module is here to try out: values are asked for in the order of definition.
+                    return _ordered(envoy, call, options, defined(name for name, _ in module.named_modules()))
+                try:
+                    return _ordered(envoy, call, options, recorded(module, args, kwargs))
+                except (OutOfOrderError, SiteError):
+                    # The order was recorded on another input, for which the model may have taken another way.
+                    return _ordered(envoy, call, options, recorded(module, args, kwargs, again=True))
+            except OutOfOrderError as error:
+                raise SiteError(
+                    f"nnsight could not read {len(call.places)} sites in order, the first is {call.places[0]}: {error}",
+                    causes=["a branch that did not run", "modules defined in another order than they run"],
+                    tries=["open_model(model), the default engine"],
+                ) from error
+
+
+class _Call(NamedTuple):
+    """What :meth:`Traces.run` was asked for."""
+
+    args: tuple[Tensor, ...]
+    kwargs: dict[str, Any]
+    read: tuple[Place, ...]
+    edits: Mapping[Place, Callable[[Tensor], Tensor]]
+    objective: Callable[[Any], tuple[Tensor, Tensor]] | None
+    output: bool
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return tuple(dict.fromkeys((*self.read, *self.edits)))
+
+
+def _ordered(
+    envoy: Any, call: _Call, options: dict[str, Any], order: Sequence[Moment]
+) -> tuple[Any, dict[Place, Tensor], dict[Place, Tensor]]:
+    """One run that asks for its values in a given order."""
+    parts = dict(envoy._module.named_modules())
+    places = {place: part_at(place, parts) for place in call.places}
+    envoys = {id(each._module): each for each in envoy.modules()}
+    rank = ranks(places, order)
+    early = not call.output and call.objective is None and bool(call.read)
+    last = max(rank[place] for place in call.read) if early else len(order)
+    steps = [
+        Step(envoys[id(places[place])], place, call.edits.get(place), place in call.read)
+        for place in sorted(places, key=rank.__getitem__)
+        if rank[place] <= last
+    ]
+    with counted(places.values()) as calls:
+        found = _trace(envoy, call.args, call.kwargs, options, steps, call.objective, early)
+    for step in steps:
+        if calls[id(places[step.place])] > 1:
+            raise called_again(step.place)
+    values = dict(zip((step.place for step in steps if step.wanted), found["values"], strict=True))
+    slope = dict(zip(values, found["grads"], strict=False))
+    return found["result"], {p: values[p] for p in call.read}, {p: slope[p] for p in call.read if p in slope}
 
 
 def _trace(
@@ -120,8 +148,8 @@ def _trace(
     """One trace: the output, the values of the wanted steps in order, and their gradients."""
     import nnsight
 
-    slope = objective is not None
-    with torch.set_grad_enabled(slope):
+    found: dict[str, Any] = {}
+    with torch.set_grad_enabled(objective is not None):
         # nnsight compiles this block from its source and, for a remote run, ships it with what it names.
         with envoy.trace(*args, **options, **kwargs) as tracer:
             found = nnsight.save({"result": None, "values": [], "grads": []})
@@ -131,7 +159,7 @@ def _trace(
                     whole = step.envoy.inputs
                 else:
                     whole = step.envoy.output
-                before, value = visit(step, pick(whole, step.place), slope)
+                before, value = visit(step, pick(whole, step.place), objective is not None)
                 if step.wanted:
                     kept.append(value)
                 # Later in-place operations must not overwrite what was read.
@@ -145,7 +173,7 @@ def _trace(
                 found["values"] = [value.detach() for value in kept]
                 tracer.stop()
             found["result"] = envoy.output
-            if slope and kept:
+            if objective is not None and kept:
                 found["grads"] = slopes(objective(found["result"])[1], kept)
             found["values"] = [value.detach() for value in kept]
     return found
@@ -162,96 +190,60 @@ def visit(step: Step, value: Tensor, slope: bool) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _wrapped(module: Any, remote: bool | str) -> Iterator[Any]:
-    """The module's envoy; of a plain module only for as long as this lasts, and without a trace afterwards."""
-    import nnsight
+def _wrapped(module: nn.Module, handle: Any, marked: bool) -> Iterator[Any]:
+    """The user's wrapper, or one of our own that is taken off the module afterwards.
 
-    if remote and not isinstance(module, nnsight.TransformersModel):
-        # A bare NNsight would hand `remote` on to the model, which runs here as if nothing had been asked.
-        raise ModelError(
-            f"remote={remote!r} on a {type(module).__name__}", needed="an nnsight.TransformersModel", tries=["remote=False"]
-        )
-    own = not isinstance(module, nnsight.Envoy)
-    before = [(part, dict(part.__dict__)) for part in (module if own else module._module).modules()]
-    try:
-        yield nnsight.NNsight(module) if own else module
-    finally:
-        for part, attributes in before:
-            _restore(part, attributes, own)
-
-
-# What nnsight leaves on a module: its own forward and its state, or, from a remote run, how it was named to the server.
-_INSTALLED = ("forward", "__nnsight_state__", "_persistent_id")
-
-
-def _restore(part: nn.Module, attributes: Mapping[str, Any], own: bool) -> None:
-    for name in _INSTALLED if own else _INSTALLED[2:]:
-        if name in attributes:
-            part.__dict__[name] = attributes[name]
-        else:
-            part.__dict__.pop(name, None)
-
-
-def _recorded(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> list[Moment]:
-    """What a plain run reaches, in order, once per call."""
-    known = _ORDERS.get(module)
-    if known is None:
-        moments: list[Moment] = []
-
-        def note(path: str, side: str) -> Callable[..., None]:
-            return lambda *_: moments.append((path, side))
-
-        handles = []
-        try:
-            for path, part in module.named_modules():
-                # The first hooks in and the last out, so that hooks of others do not come between.
-                handles.append(part.register_forward_pre_hook(note(path, "input")))
-                handles.append(part.register_forward_hook(note(path, "output")))
-            with torch.no_grad(), torch.random.fork_rng():
-                module(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        known = _ORDERS[module] = moments
-    return known
-
-
-def defined(parts: Iterable[str]) -> list[Moment]:
-    """The order in which modules run if they run in the order of their definition: inputs before, outputs after."""
-    order: list[Moment] = []
-    open_: list[str] = []
-    for path in parts:
-        while open_ and open_[-1] and not f"{path}.".startswith(f"{open_[-1]}."):
-            order.append((open_.pop(), "output"))
-        order.append((path, "input"))
-        open_.append(path)
-    return order + [(path, "output") for path in reversed(open_)]
-
-
-def _ranks(places: Iterable[Place], order: Sequence[Moment]) -> dict[Place, int]:
-    """Where each place stands in the order.
-
-    Raises:
-        SiteError: when one is never reached, or more than once.
+    Args:
+        module: the plain module.
+        handle: the user's own wrapper of it, or None.
+        marked: whether nnsight marks the parts with their names for a server.
     """
-    times = Counter(order)
-    require_reached(places, [place for place in places if times[place.path, place.side]])
-    for place in places:
-        if times[place.path, place.side] > 1:
-            raise called_again(place)
-    first = {moment: rank for rank, moment in enumerate(order)}
-    return {place: first[place.path, place.side] for place in places}
+    before = [(part, dict(part.__dict__)) for part in module.modules()]
+    added: list[tuple[nn.Module, dict[str, Any], str]] = []
+    try:
+        try:
+            envoy = handle if handle is not None else _wrap(module)
+        except (AttributeError, TypeError) as error:
+            raise ModelError(f"nnsight cannot open this {type(module).__name__}: {error}") from error
+        finally:
+            # nnsight puts a forward and a state of its own on every part, and never takes them off.
+            added += [(part, was, name) for part, was in before for name in _changed(part, was)]
+        yield envoy
+    finally:
+        added += [(part, was, "_persistent_id") for part, was in before if marked]
+        for part, was, name in added:
+            if name in was:
+                part.__dict__[name] = was[name]
+            else:
+                part.__dict__.pop(name, None)
 
 
 @contextmanager
-def _counted(parts: Iterable[nn.Module]) -> Iterator[Counter[int]]:
-    """How often each module is called meanwhile, by id."""
-    calls: Counter[int] = Counter()
-    handles = []
+def _shipped(remote: bool) -> Iterator[None]:
+    """For a remote run, our code travels with the request: no server has it."""
+    if not remote:
+        yield
+        return
+    cloudpickle = importlib.import_module("cloudpickle")
+    ours = sys.modules["causalmad"]
+    new = ours.__name__ not in cloudpickle.list_registry_pickle_by_value()
+    if new:
+        cloudpickle.register_pickle_by_value(ours)
     try:
-        for part in dict.fromkeys(parts):
-            handles.append(part.register_forward_pre_hook(lambda each, _: calls.update([id(each)])))
-        yield calls
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
+        if new and ours.__name__ in cloudpickle.list_registry_pickle_by_value():
+            cloudpickle.unregister_pickle_by_value(ours)
+
+
+def _wrap(module: nn.Module) -> Any:
+    import nnsight
+
+    with warnings.catch_warnings():
+        # A part called "output" (BERT has many) gets another attribute name, and we go by the modules themselves.
+        warnings.filterwarnings("ignore", message=".*which nnsight already serves")
+        return nnsight.NNsight(module)
+
+
+def _changed(part: nn.Module, was: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in part.__dict__.items() if name not in was or was[name] is not value]

@@ -20,9 +20,10 @@ def open_model(
     model: Any,
     *,
     tokenizer: Callable[..., Any] | None = None,
-    engine: Literal["hooks", "nnsight"] = "hooks",
+    engine: Literal["hooks", "nnsight"] | None = None,
+    remote: bool | Literal["local"] = False,
     side: Literal["left", "right"] | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> OpenModel:
     """A model that every function of this library takes; nothing stays on the model itself.
 
@@ -30,9 +31,11 @@ def open_model(
         model: an ``nn.Module``, a transformers model, an ``nnsight.NNsight``, ``TransformersModel`` or
             ``LanguageModel``, a ``pyvene.IntervenableModel``, a TransformerLens model, or an opened model.
         tokenizer: turns a list of texts into ``{"input_ids": ...}``; taken from an nnsight or TransformerLens model.
-        engine: ``hooks`` (plain PyTorch) or ``nnsight`` (through ``trace``).
+        engine: ``hooks`` (plain PyTorch, the default) or ``nnsight`` (through ``trace``).
+        remote: where the nnsight engine runs: here (False), here after being serialised as for a server (``"local"``),
+            or on NDIF's servers (True); the last two take a ``TransformersModel``.
         side: where token rows are padded; by default left for causal language models and right for others.
-        batch_size: inputs a batch, at most.
+        batch_size: inputs a batch, at most; 64 by default.
 
     Returns:
         The opened model.
@@ -46,39 +49,58 @@ def open_model(
         (Site(path='1', side='output', element=None, heads=(), neurons=(), position=None, head_count=0),)
     """
     if isinstance(model, OpenModel):
-        return replace(model, tokenizer=tokenizer or model.tokenizer, side=side or model.side)
-    module, found = _unwrap(model)
+        same = engine in (None, model.engine.name) and not remote
+        return replace(
+            model,
+            engine=model.engine if same else _engine(engine or model.engine.name, remote, model.handle),
+            tokenizer=tokenizer or model.tokenizer,
+            side=side or model.side,
+            batch_size=batch_size or model.batch_size,
+        )
+    module, found = _unwrap(model, remote)
     accepts, positional = _arguments(module)
-    causal = getattr(getattr(module, "config", None), "is_encoder_decoder", None) is False and "logits_to_keep" in accepts
+    causal = "logits_to_keep" in accepts and getattr(module.config, "is_encoder_decoder", None) is False
+    architecture = recognise(module)
+    if side == "left" and architecture is not None and architecture.name == "bert":
+        raise ModelError("side='left' on a model that reads its first token", tries=["side='right'", "side=None"])
     return OpenModel(
         module=module,
-        handle=module if engine == "hooks" else _nnsight_handle(model, module),
-        engine=_engine(engine),
-        architecture=recognise(module),
+        handle=model if isinstance(model, _envoys()) else module,
+        engine=_engine(engine, remote, model),
+        architecture=architecture,
         tokenizer=tokenizer or found,
         accepts=accepts,
         positional=positional,
         side=side or ("left" if causal or positional else "right"),
-        batch_size=batch_size,
+        batch_size=batch_size or 64,
     )
 
 
-def _unwrap(model: Any) -> tuple[nn.Module, Callable[..., Any] | None]:
+def _unwrap(model: Any, remote: bool | str) -> tuple[nn.Module, Callable[..., Any] | None]:
     """The plain module inside a wrapper, and the wrapper's tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
+    tokenizer = tokenizer if callable(tokenizer) else None
     # Neither library is imported here: a model of theirs can only exist once they are.
-    nnsight, pyvene = sys.modules.get("nnsight"), sys.modules.get("pyvene")
-    if nnsight is not None and isinstance(model, nnsight.Envoy):
+    pyvene = sys.modules.get("pyvene")
+    if isinstance(model, _envoys()):
+        if getattr(model, "dispatched", True) is False and remote is not True:
+            model.dispatch()  # nnsight puts off loading the weights until they are needed, which is now
         return model._module, tokenizer
     if pyvene is not None and isinstance(model, pyvene.IntervenableModel):
         return model.model, tokenizer
     if isinstance(model, nn.Module):
-        return model, tokenizer if callable(tokenizer) else None
+        return model, tokenizer
     raise ModelError(
         f"a {type(model).__name__} is no model",
         needed="an nn.Module, or a model of transformers, nnsight, pyvene or TransformerLens",
         tries=["AutoModelForCausalLM.from_pretrained(path)", "open_model(wrapper.model)"],
     )
+
+
+def _envoys() -> tuple[type[Any], ...]:
+    """The wrapper classes of nnsight, if it was ever imported."""
+    nnsight = sys.modules.get("nnsight")
+    return () if nnsight is None else (nnsight.Envoy,)
 
 
 def _arguments(module: nn.Module) -> tuple[frozenset[str], bool]:
@@ -89,17 +111,13 @@ def _arguments(module: nn.Module) -> tuple[frozenset[str], bool]:
     return names, lens or "input_ids" not in names
 
 
-def _engine(name: str) -> Engine:
-    if name == "hooks":
+def _engine(name: str | None, remote: bool | str, handle: Any) -> Engine:
+    if name in (None, "hooks"):
+        if remote:
+            raise ModelError(f"remote={remote!r} with the hooks engine", tries=["engine='nnsight'"])
         return Hooks()
     if name == "nnsight":
         from causalmad.models.nnsight import Traces
 
-        return Traces()
+        return Traces(handle, remote)
     raise ModelError(f"no engine {name!r}", tries=["'hooks'", "'nnsight'"])
-
-
-def _nnsight_handle(model: Any, module: nn.Module) -> Any:
-    import nnsight
-
-    return model if isinstance(model, nnsight.Envoy) else nnsight.NNsight(module)

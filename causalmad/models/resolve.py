@@ -77,7 +77,9 @@ def _down(family: Architecture, layer: int) -> Site:
 
 def _head_count(module: nn.Module, family: Architecture) -> int:
     if not family.heads:
-        raise SiteError(f"{type(module).__name__} does not say how many heads it has", needed="config.num_attention_heads")
+        raise SiteError(
+            f"{type(module).__name__} does not say how many heads it has", needed="config.num_attention_heads"
+        )
     return family.heads
 
 
@@ -89,7 +91,9 @@ def _on_path(module: nn.Module, architecture: Architecture | None, site: Site) -
         pattern = re.compile("".join(wild.get(letter, re.escape(letter)) for letter in site.path))
         found = [name for name in names if name and pattern.fullmatch(name)]
         if not found:
-            raise SiteError(f"nothing in {type(module).__name__} matches {site.path!r}", tries=nearest(site.path, names))
+            raise SiteError(
+                f"nothing in {type(module).__name__} matches {site.path!r}", tries=nearest(site.path, names)
+            )
     elif site.path in names:
         found = [site.path]
     else:
@@ -133,12 +137,15 @@ def layers(module: nn.Module) -> tuple[Site, ...]:
     A module without children computes. Activation functions (which have no parameters and are no dropout or
     identity) are preferred to the linear maps before them; the last computing part is the output and left out.
     """
-    leaves = [(name, part) for name, part in module.named_modules() if name and not any(part.children())]
-    idle = (nn.Dropout, nn.Identity, nn.Flatten, nn.Embedding)
-    computing = [(name, part) for name, part in leaves if not isinstance(part, idle)]
-    nonlinear = [name for name, part in computing if not any(part.parameters())]
-    linear = [name for name, part in computing[:-1] if any(part.parameters())]
-    chosen = nonlinear or linear or [name for name, _ in computing]
+    idle = (nn.Dropout, nn.Identity, nn.Flatten, nn.Unflatten, nn.Embedding)
+    leaves = [(name, part) for name, part in module.named_modules() if name and next(part.children(), None) is None]
+    computing = [(name, _has_parameters(part)) for name, part in leaves if not isinstance(part, idle)]
+    inner = computing[:-1] or computing
+    chosen = [name for name, linear in inner if not linear] or [name for name, _ in inner]
     if not chosen:
         raise SiteError(f"{type(module).__name__} has no parts to read", needed="a module with submodules")
     return tuple(Site(name) for name in chosen)
+
+
+def _has_parameters(part: nn.Module) -> bool:
+    return next(part.parameters(), None) is not None

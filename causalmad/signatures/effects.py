@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from causalmad.errors import FitError
 from causalmad.hypotheses import Donors
 from causalmad.hypotheses.donors import align
 from causalmad.inputs import Batch
 from causalmad.models import OpenModel
-from causalmad.signatures.units import Group
+from causalmad.signatures.units import Group, real_tokens
 from causalmad.sites import Place, Site
 from causalmad.targets import Target, divergence
+
+Patch: TypeAlias = Callable[[Tensor], Tensor]
+EditBatch: TypeAlias = Callable[[Batch], tuple[Batch, dict[Place, Patch]]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Resampler:
     @classmethod
     def of(cls, model: OpenModel, donors: Donors, target: Target, groups: tuple[Group, ...]) -> Resampler:
         """Ready to run: the donors' activations at all places of the groups are captured once."""
-        (batch,) = model.batches(donors.inputs, size=len(donors.inputs)) if _one_batch(model, donors) else (None,)
+        batch = donor_batch(model, donors)
         places = list({site.place: None for group in groups for site in group.sites})
         values = dict(model.run(batch, read=places, output=False).values) if places else {}
         return cls(model, donors, target, batch, values)
@@ -83,7 +87,7 @@ class Resampler:
 
     def _variants(
         self, batch: Batch, which: Tensor, group: Group, counts: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Callable[[Batch], tuple[Batch, dict[Place, Callable[[Tensor], Tensor]]]]]]:
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, EditBatch]]:
         """Stacks of variants (row, unit, donor) that share one run, with the edit that makes them."""
         rows, units = (torch.arange(int(counts.max()))[None, :] < counts.cpu()[:, None]).nonzero(as_tuple=True)
         for place, chosen in _by_place(group, units):
@@ -96,13 +100,18 @@ class Resampler:
 
     def _edit(
         self, place: Place | None, group: Group, units: Tensor, donors: Tensor
-    ) -> Callable[[Batch], tuple[Batch, dict[Place, Callable[[Tensor], Tensor]]]]:
-        def on_input(batch: Batch) -> tuple[Batch, dict[Place, Callable[[Tensor], Tensor]]]:
-            new = align(self.donor_batch.main, self.donor_batch.mask, donors, batch)
-            return batch.with_main(torch.where(_input_mask(group, units, batch), new, batch.main)), {}
+    ) -> EditBatch:
+        if place is not None:
+            return self._edit_site(place, group, units, donors)
 
-        def on_site(batch: Batch) -> tuple[Batch, dict[Place, Callable[[Tensor], Tensor]]]:
-            assert place is not None
+        def on_input(batch: Batch) -> tuple[Batch, dict[Place, Patch]]:
+            new = align(self.donor_batch.main, self.donor_batch.mask, donors, batch)
+            return batch.with_main(torch.where(input_mask(group, units, batch), new, batch.main)), {}
+
+        return on_input
+
+    def _edit_site(self, place: Place, group: Group, units: Tensor, donors: Tensor) -> EditBatch:
+        def on_site(batch: Batch) -> tuple[Batch, dict[Place, Patch]]:
             new = align(self.cached[place], self.donor_batch.mask, donors, batch)
 
             def patch(value: Tensor) -> Tensor:
@@ -110,12 +119,23 @@ class Resampler:
 
             return batch, {place: patch}
 
-        return on_input if place is None else on_site
+        return on_site
 
 
-def _one_batch(model: OpenModel, donors: Donors) -> bool:
-    """Donors of differing lengths need a mask to share a batch."""
-    return not donors.inputs.tokens or "attention_mask" in model.accepts or len(np.unique(donors.inputs.lengths)) == 1
+def donor_batch(model: OpenModel, donors: Donors) -> Batch:
+    """The donors as one batch.
+
+    Raises:
+        FitError: when they differ in length and the model takes no attention mask.
+    """
+    batches = list(model.batches(donors.inputs, size=len(donors.inputs)))
+    if len(batches) > 1:
+        lengths = sorted(set(donors.inputs.lengths.tolist()))
+        raise FitError(
+            f"donors of lengths {lengths} cannot share a batch: {model.name} takes no attention_mask",
+            tries=["trusted inputs of one length", "a model whose forward takes attention_mask"],
+        )
+    return batches[0]
 
 
 def _by_place(group: Group, units: Tensor) -> Iterator[tuple[Place | None, Tensor]]:
@@ -143,8 +163,8 @@ def _pick(batch: Batch, rows: Tensor) -> Batch:
     )
 
 
-def _input_mask(group: Group, units: Tensor, batch: Batch) -> Tensor:
-    """(batch, ...) which entries of the main field are replaced in each variant."""
+def input_mask(group: Group, units: Tensor, batch: Batch) -> Tensor:
+    """(batch, ...) bool: which entries of the main field belong to each row's unit."""
     if group.ragged:
         return _at_unit(units, batch)
     masks = torch.stack(group.masks)[units].to(batch.main.device)
@@ -168,22 +188,22 @@ def _site_mask(group: Group, units: Tensor, value: Tensor, batch: Batch) -> Tens
 
 
 def _part(site: Site, value: Tensor) -> Tensor:
-    """Bool, of one row's shape but for size one on the axes that the site does not slice."""
-    shape = [1] * (value.ndim - 2) + [value.shape[-1]] if value.ndim < 4 or not site.heads else list(value.shape[2:])
-    mask = torch.zeros(shape if value.ndim < 4 or not site.heads else [1, *shape], dtype=torch.bool, device=value.device)
-    if site.heads and value.ndim == 4:
-        mask[..., list(site.heads), :] = True
+    """Bool, broadcasting to one row of an activation: the features that a site names."""
+    heads_apart = bool(site.heads) and value.ndim == 4
+    mask = torch.zeros(value.shape[-2:] if heads_apart else value.shape[-1:], dtype=torch.bool, device=value.device)
+    if heads_apart:
+        mask[list(site.heads)] = True
     elif site.heads:
-        mask.unflatten(-1, (site.head_count, -1))[..., list(site.heads), :] = True
+        mask.unflatten(-1, (site.head_count, -1))[list(site.heads)] = True
     elif site.neurons:
-        mask[..., list(site.neurons)] = True
+        mask[list(site.neurons)] = True
     else:
-        mask[...] = True
-    return mask
+        mask[:] = True
+    return mask.reshape(*[1] * (value.ndim - 1 - mask.ndim), *mask.shape)
 
 
 def _at_unit(units: Tensor, batch: Batch) -> Tensor:
     """(batch, positions) bool: the unit-th real token from the end (unit 0 is the last)."""
-    assert batch.mask is not None
-    from_end = batch.mask.long().flip(-1).cumsum(-1).flip(-1) - 1
-    return batch.mask & (from_end == units.to(batch.mask.device)[:, None])
+    mask = real_tokens(batch)
+    from_end = mask.long().flip(-1).cumsum(-1).flip(-1) - 1
+    return mask & (from_end == units.to(mask.device)[:, None])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from causalmad.models import OpenModel
 from causalmad.signatures.base import Column, Signatures, State, columns_from_data, columns_to_data, signatures
 from causalmad.signatures.columns import Reduced, by_place, by_rank, join, scales_of, signed_log
 from causalmad.signatures.effects import Effects, Resampler
-from causalmad.signatures.units import Group, groups
+from causalmad.signatures.units import Group, groups, groups_from_data, groups_to_data
 from causalmad.targets import Readout, Target, TopMargin, as_target
 
 # How many trusted inputs set the units of the columns; more would cost a second pass over all of them.
@@ -49,7 +49,7 @@ class ResamplingProfile:
 
     units: str | tuple[str, ...] = "auto"
     donors: int = 4
-    target: Target | Readout = TopMargin()
+    target: Target | Readout = field(default_factory=TopMargin)
     by: Literal["rank", "place", "both"] = "both"
     top: int = 3
 
@@ -80,9 +80,10 @@ class ResamplingProfile:
         """The fitted signature that wrote ``state``."""
         tensors = dict(state.tensors)
         scales = tensors.pop("scales").numpy()
-        donors = Donors.unpack(tensors, state.data["donors"])
+        fields = {key.removeprefix("donors:"): value for key, value in tensors.items() if key.startswith("donors:")}
+        donors = Donors.unpack(fields, state.data["donors"])
         columns = columns_from_data(state.data["columns"])
-        found = groups(model, donors.inputs, self.units)
+        found = groups_from_data(state.data["groups"], tensors)
         return FittedResamplingProfile(self, model, donors, found, int(state.data["longest"]), columns, scales)
 
 
@@ -98,6 +99,11 @@ class FittedResamplingProfile:
     columns: tuple[Column, ...]
     scales: npt.NDArray[np.float64]
 
+    @property
+    def donor_digests(self) -> tuple[str, ...]:
+        """Contents of the donors, which the reference leaves out."""
+        return self.donors.inputs.digests
+
     def __call__(self, inputs: Any) -> Signatures:
         """(n, d) profile; one run of the model per input, unit and donor, stacked."""
         known = self.model.inputs(inputs)
@@ -105,12 +111,12 @@ class FittedResamplingProfile:
 
     def state(self) -> State:
         """The donors, the columns and their units."""
-        tensors, data = self.donors.pack()
-        scales = torch.from_numpy(self.scales)
-        return State(
-            {**tensors, "scales": scales},
-            {"donors": data, "longest": self.longest, "columns": columns_to_data(self.columns)},
-        )
+        fields, donors = self.donors.pack()
+        masks, rows = groups_to_data(self.groups)
+        tensors = {**masks, **{f"donors:{key}": value for key, value in fields.items()}}
+        tensors["scales"] = torch.from_numpy(self.scales)
+        data = {"donors": donors, "groups": rows, "longest": self.longest}
+        return State(tensors, {**data, "columns": columns_to_data(self.columns)})
 
     def reduced(self, inputs: Inputs) -> Reduced:
         """The columns in their own units: nats of divergence, and the target's."""

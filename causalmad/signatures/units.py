@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ def _groups(model: OpenModel, inputs: Inputs, name: str) -> tuple[Group, ...]:
             return tuple(Group(f"residual {layer}", sites=(site,)) for layer, site in enumerate(sites))
         return (Group("residual", tuple(map(str, sites)), sites),)
     if name == "neurons":
-        return tuple(Group(f"neurons {site.path}", ("neurons",), (site,)) for site in model.sites("neurons"))
+        return tuple(Group(f"neurons {site.path}", (str(site),), (site,)) for site in model.sites("neurons"))
     sites = model.sites(name)
     return (Group(name, tuple(map(str, sites)), sites),)
 
@@ -117,13 +118,25 @@ def _places(inputs: Inputs, most: int = 16) -> Group:
     for cell in torch.cartesian_prod(*[torch.arange(len(edge) - 1) for edge in edges]).reshape(-1, axes).tolist():
         spans = [(int(edge[i]), int(edge[i + 1])) for edge, i in zip(edges, cell, strict=True)]
         mask = torch.zeros(shape, dtype=torch.bool)
-        mask[(..., *(slice(*span) for span in spans))] = True
+        slices: list[Any] = [slice(*span) for span in spans]
+        mask[(..., *slices)] = True
         names.append(",".join(f"{start}:{stop}" for start, stop in spans))
         masks.append(mask)
     return Group("positions", tuple(names), masks=tuple(masks))
 
 
-def root(batch: Batch) -> Place:
+def real_tokens(batch: Batch) -> Tensor:
+    """(batch, positions) bool.
+
+    Raises:
+        FitError: when the inputs are no tokens.
+    """
+    if batch.mask is None:
+        raise FitError("token positions of inputs that are no tokens", tries=["units='blocks'"])
+    return batch.mask
+
+
+def root() -> Place:
     """The place of the main field: what the model itself is called with."""
     return Place("", "input")
 
@@ -140,3 +153,24 @@ def embedding(model: OpenModel) -> Place:
         if isinstance(part, torch.nn.Embedding):
             return Place(name)
     raise FitError(f"{model.name} has no embedding", needed="a torch.nn.Embedding to attribute token positions at")
+
+
+def groups_to_data(groups: Sequence[Group]) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
+    """Groups as tensors and plain data, for a file; :func:`groups_from_data` is the way back."""
+    tensors: dict[str, Tensor] = {}
+    rows: list[dict[str, object]] = []
+    for group in groups:
+        tensors |= {f"mask:{group.name}:{i}": mask for i, mask in enumerate(group.masks)}
+        sites: list[object] = [[str(site), site.head_count] for site in group.sites]
+        rows.append({"name": group.name, "names": list(group.names), "sites": sites, "masks": len(group.masks)})
+    return tensors, rows
+
+
+def groups_from_data(rows: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> tuple[Group, ...]:
+    """The groups that :func:`groups_to_data` wrote."""
+    found = []
+    for row in rows:
+        sites = tuple(replace(Site.parse(text), head_count=int(count)) for text, count in row["sites"])
+        masks = tuple(tensors[f"mask:{row['name']}:{i}"] for i in range(row["masks"]))
+        found.append(Group(str(row["name"]), tuple(map(str, row["names"])), sites, masks))
+    return tuple(found)

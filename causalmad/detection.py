@@ -1,0 +1,96 @@
+"""Detection: scores, p-values and flags of some inputs, and the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from causalmad.errors import InputsError, nearest
+from causalmad.explanation import Explanation, plain
+from causalmad.signatures.base import Signatures
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """What a detector says of some inputs.
+
+    Attributes:
+        signatures: the inputs' signatures, with their ids and columns.
+        scores: (n,) anomaly scores, higher = more anomalous.
+        p_values: (n,) share of trusted inputs at least as anomalous, never zero.
+        alpha: flags are p-values of at most this.
+        provenance: seed, versions, ids of the trusted parts; ``also trusted`` lists ids that the detector was fitted
+            on, whose p-values mean nothing.
+        reason: row -> its explanation, computed when asked for.
+    """
+
+    signatures: Signatures
+    scores: Floats
+    p_values: Floats
+    alpha: float
+    provenance: Mapping[str, Any]
+    reason: Callable[[int], Explanation]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """(n,) ids of the inputs."""
+        return self.signatures.ids
+
+    @property
+    def flags(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether each input is flagged."""
+        return np.asarray(self.p_values <= self.alpha)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def explain(self, key: int | str) -> Explanation:
+        """Why an input scored as it did.
+
+        Args:
+            key: an id, or a row number.
+
+        Raises:
+            InputsError: when there is no such input.
+        """
+        if str(key) in self.ids:
+            return self.reason(self.ids.index(str(key)))
+        if isinstance(key, (int, np.integer)) and 0 <= key < len(self):
+            return self.reason(int(key))
+        raise InputsError(
+            f"no input {key!r} in this detection",
+            needed=f"one of its {len(self)} ids, or a row number 0..{len(self) - 1}",
+            tries=[repr(name) for name in nearest(str(key), self.ids)],
+        )
+
+    def rows(self) -> list[dict[str, object]]:
+        """Every input as JSON data, with its reasons."""
+        return [
+            {"id": self.ids[row], "flag": bool(self.flags[row]), **self.reason(row).to_data()} for row in range(len(self))
+        ]
+
+    def __str__(self) -> str:
+        """The most anomalous inputs as a table."""
+        return plain(self.table())
+
+    def table(self, top: int = 20) -> Any:
+        """A rich table of the ``top`` most anomalous inputs."""
+        from rich.table import Table
+
+        title = f"{int(self.flags.sum())} of {len(self)} inputs flagged at alpha = {self.alpha:g}"
+        hidden = len(self) - top
+        found = Table(title=title, title_justify="left", caption=f"{hidden} more inputs" if hidden > 0 else None)
+        for heading, side in (("id", "left"), ("score", "right"), ("p", "right"), ("flag", "left")):
+            found.add_column(heading, justify=side)  # type: ignore[arg-type]
+        found.add_column("leading column")
+        for row in np.argsort(-self.scores, kind="stable")[:top]:
+            flag = "flag" if self.flags[row] else ""
+            cells = (self.ids[row], f"{self.scores[row]:.4g}", f"{self.p_values[row]:.3g}", flag)
+            found.add_row(*cells, self.reason(int(row)).leading)
+        return found

@@ -1,0 +1,226 @@
+"""Detector: the one joint of signature, reference and calibrator."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from causalmad.calibration import Conformal
+from causalmad.calibration.base import FittedCalibrator
+from causalmad.detection import Detection
+from causalmad.errors import FitError, SpecError
+from causalmad.explanation import Explanation, explain
+from causalmad.inputs import Inputs
+from causalmad.models import OpenModel, open_model
+from causalmad.references import Mahalanobis
+from causalmad.references.base import FittedReference
+from causalmad.references.estimators import fit_reference
+from causalmad.signatures.base import FittedSignature, Signature, Signatures
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector of mechanistic anomalies, not yet fitted.
+
+    Args:
+        signature: how an output came about, as one row of numbers per input.
+        reference: what is normal: a part of ``causalmad.references``, or any scikit-learn outlier estimator with
+            ``score_samples``.
+        calibrator: from scores to p-values.
+        calibration_share: share of the trusted inputs that is held out from signature and reference for calibration.
+
+    Example:
+        >>> import torch, causalmad as cm
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> data = torch.randn(80, 4, generator=torch.Generator().manual_seed(0))
+        >>> fitted = cm.Detector(cm.signatures.Activations()).fit(model, data[:60])
+        >>> fitted.detect(data[60:], alpha=0.1).flags.shape
+        (20,)
+    """
+
+    signature: Signature
+    reference: Any = field(default_factory=Mahalanobis)
+    calibrator: Any = field(default_factory=Conformal)
+    calibration_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.calibration_share < 1:
+            raise SpecError(f"calibration_share={self.calibration_share}", needed="a share between 0 and 1")
+        for name in ("signature", "calibrator"):
+            part = getattr(self, name)
+            if isinstance(part, type) or not hasattr(part, "fit"):
+                raise SpecError(f"{name}={part!r} has no fit", tries=[f"an object of causalmad.{name}s, with its brackets"])
+
+    def fit(self, model: Any, trusted: Any, untrusted: Any = None, *, seed: int = 0) -> FittedDetector:
+        """The detector fitted on trusted inputs.
+
+        The trusted inputs are split into two parts that share no content: one for the signature and the reference
+        (without the signature's own donors), one for calibration.
+
+        Args:
+            model: whatever :func:`causalmad.open_model` takes.
+            trusted: inputs on which the model's behaviour is normal by assumption; whatever :meth:`Inputs.of` takes.
+            untrusted: unlabelled inputs, for references that compare with them.
+            seed: decides the split, the donors and whatever else is drawn.
+
+        Raises:
+            FitError: when there are too few trusted inputs, or their signatures cannot be fitted.
+        """
+        opened = open_model(model)
+        inputs = opened.inputs(trusted)
+        fit_rows, calibration_rows = _split(inputs, self.calibration_share, seed)
+        signature = self.signature.fit(opened, inputs[fit_rows], seed)
+        donors = _donor_digests(signature)
+        reference_rows = np.array([row for row in fit_rows if inputs.digests[row] not in donors], dtype=np.int64)
+        normal = signature(inputs[reference_rows])
+        pool = None if untrusted is None else signature(opened.inputs(untrusted)).values
+        reference = self._fit_reference(normal.values, pool, seed)
+        held_out = signature(inputs[calibration_rows])
+        calibrator = self.calibrator.fit(_scores(reference, held_out))
+        parts = {
+            "signature": _ids(inputs, fit_rows),
+            "reference": _ids(inputs, reference_rows),
+            "calibration": _ids(inputs, calibration_rows),
+        }
+        provenance = {"seed": seed, "ids": parts, "versions": versions(), "model": opened.name}
+        seen = frozenset(inputs.digests)
+        return FittedDetector(self, opened, signature, reference, calibrator, normal, seen, provenance)
+
+    def _fit_reference(self, values: npt.NDArray[np.float32], pool: Any, seed: int) -> FittedReference:
+        fit = getattr(self.reference, "fit", None)
+        if pool is not None and fit is not None and "untrusted" in inspect.signature(fit).parameters:
+            fitted: FittedReference = fit(values, untrusted=pool)
+            return fitted
+        return fit_reference(self.reference, values, seed=seed)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedDetector:
+    """A detector on one model.
+
+    Attributes:
+        spec: what was fitted.
+        model: the opened model.
+        signature: the fitted signature.
+        reference: the fitted reference.
+        calibrator: the fitted calibrator.
+        trusted: signatures of the trusted inputs on which the reference stands.
+        seen: content hashes of all trusted inputs, with which nothing new should be compared to itself.
+        provenance: seed, ids of every part of the trusted inputs, versions.
+    """
+
+    spec: Detector
+    model: OpenModel
+    signature: FittedSignature
+    reference: FittedReference
+    calibrator: FittedCalibrator
+    trusted: Signatures
+    seen: frozenset[str]
+    provenance: Mapping[str, Any]
+
+    def score(self, inputs: Any) -> Floats:
+        """(n,) anomaly scores, higher = more anomalous, in the reference's unit."""
+        return _scores(self.reference, self.signature(self.model.inputs(inputs)))
+
+    def detect(self, inputs: Any, alpha: float = 0.05) -> Detection:
+        """Scores, p-values and flags.
+
+        Args:
+            inputs: whatever :meth:`Inputs.of` takes; they should not be among the trusted ones.
+            alpha: largest share of normal inputs that may be flagged, on average over calibration sets.
+
+        Raises:
+            CalibrationError: when the calibration inputs are too few for ``alpha``.
+        """
+        self.calibrator.require(alpha)
+        known = self.model.inputs(inputs)
+        found = self.signature(known)
+        scores = _scores(self.reference, found)
+        p_values = self.calibrator.p_values(scores)
+        repeated = tuple(key for key, content in zip(known.ids, known.digests, strict=True) if content in self.seen)
+        provenance = {**self.provenance, "also trusted": repeated}
+        return Detection(found, scores, p_values, alpha, provenance, lambda row: self._explain(found, row))
+
+    def explain(self, inputs: Any) -> tuple[Explanation, ...]:
+        """Why each input scored as it did; :meth:`Detection.explain` does the same for one input of a detection."""
+        found = self.signature(self.model.inputs(inputs))
+        return tuple(self._explain(found, row) for row in range(len(found)))
+
+    def save(self, path: str | Path) -> None:
+        """Write the detector to a directory: ``detector.json`` and ``state.safetensors``; the model stays outside.
+
+        Raises:
+            StoreError: when a part cannot be written, or the directory holds something else.
+        """
+        from causalmad.store import save
+
+        save(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any) -> FittedDetector:
+        """The detector that :meth:`save` wrote, on the same model.
+
+        Raises:
+            StoreError: when the files are damaged, of another schema, or made on another model (the first parameter
+                that differs is named).
+        """
+        from causalmad.store import load
+
+        return load(Path(path), model)
+
+    def _explain(self, found: Signatures, row: int) -> Explanation:
+        values = found.values[row]
+        score = _scores(self.reference, found)[row]
+        p_value = float(self.calibrator.p_values(np.array([score]))[0])
+        return explain(found.ids[row], found.columns, values, float(score), p_value, self.reference, self.trusted)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    known = {"python": platform.python_version()}
+    for name in ("causalmad", "torch", "numpy", "scikit-learn", "transformers", "nnsight"):
+        try:
+            known[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return known
+
+
+def _scores(reference: FittedReference, found: Signatures) -> Floats:
+    """Anomaly scores: the one place where scikit-learn's sign (higher = more normal) is turned round."""
+    return -np.asarray(reference.score_samples(found.values), dtype=np.float64)
+
+
+def _split(inputs: Inputs, share: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows for fitting and rows for calibration; inputs of equal content are on the same side."""
+    contents = np.array(inputs.digests)
+    distinct = np.unique(contents)
+    if len(distinct) < 4:
+        raise FitError(
+            f"{len(distinct)} distinct trusted inputs",
+            needed="at least 4, and for alpha = 0.05 at least 19 for calibration alone",
+            tries=["more trusted inputs"],
+        )
+    # Sorted contents, then a seeded shuffle: the split does not depend on the order in which inputs came.
+    held = np.random.default_rng([seed, 7]).permutation(distinct)[: max(round(share * len(distinct)), 1)]
+    inside = np.isin(contents, held)
+    return np.flatnonzero(~inside), np.flatnonzero(inside)
+
+
+def _donor_digests(signature: FittedSignature) -> frozenset[str]:
+    """Contents of the inputs that the signature uses as donors; they don't describe what is normal."""
+    return frozenset(getattr(signature, "donor_digests", ()))
+
+
+def _ids(inputs: Inputs, rows: npt.NDArray[np.int64]) -> list[str]:
+    return [inputs.ids[row] for row in rows]

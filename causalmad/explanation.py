@@ -1,0 +1,175 @@
+"""Explanation: which columns make a score what it is, and which trusted inputs are nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from causalmad.references.base import FittedReference
+from causalmad.signatures.base import Column, Signatures
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One column's part of a score.
+
+    Attributes:
+        column: the column; the one named ``baseline`` is the score of the trusted mean itself.
+        amount: its part of the anomaly score; all amounts sum to the score.
+        value: what the signature of this input has there.
+        trusted: mean over the trusted inputs.
+    """
+
+    column: Column
+    amount: float
+    value: float
+    trusted: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an input scored as it did.
+
+    Attributes:
+        id: the input.
+        score: anomaly score, higher = more anomalous.
+        p_value: its p-value.
+        contributions: parts of the score, the largest by size first; they sum to it.
+        nearest: (id, distance) of the nearest trusted inputs, in trusted standard deviations per column.
+    """
+
+    id: str
+    score: float
+    p_value: float
+    contributions: tuple[Contribution, ...]
+    nearest: tuple[tuple[str, float], ...]
+
+    @property
+    def leading(self) -> str:
+        """Name of the column that contributes most."""
+        return max(self.contributions, key=lambda part: part.amount).column.name
+
+    def show(self, top: int = 10) -> None:
+        """Print the explanation as a table."""
+        from rich.console import Console
+
+        Console().print(self._table(top))
+
+    def __str__(self) -> str:
+        """The explanation as plain text."""
+        return plain(self._table(10))
+
+    def to_data(self) -> dict[str, object]:
+        """The explanation as JSON data."""
+        parts = [
+            {"column": p.column.name, "site": p.column.site, "amount": p.amount, "value": p.value, "trusted": p.trusted}
+            for p in self.contributions
+        ]
+        nearest = [{"id": key, "distance": distance} for key, distance in self.nearest]
+        return {"score": self.score, "p": self.p_value, "contributions": parts, "nearest": nearest}
+
+    def _table(self, top: int) -> object:
+        return table(self.id, self.to_data(), top)
+
+
+def table(key: str, data: dict[str, object], top: int = 10) -> object:
+    """A rich table of an explanation's JSON data, so that a saved one can be shown without its detector."""
+    from rich.table import Table
+
+    parts: list[dict[str, float]] = data["contributions"]  # type: ignore[assignment]
+    nearest: list[dict[str, float]] = data["nearest"]  # type: ignore[assignment]
+    near = ", ".join(f"{row['id']} ({row['distance']:.2g})" for row in nearest)
+    found = Table(
+        title=f"input {key}: score {data['score']:.4g}, p = {data['p']:.3g}",
+        caption=f"nearest trusted inputs: {near or 'none'}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading, side in (("column", "left"), ("contribution", "right"), ("here", "right"), ("trusted mean", "right")):
+        found.add_column(heading, justify=side)  # type: ignore[arg-type]
+    for part in parts[:top]:
+        found.add_row(str(part["column"]), *(f"{part[name]:.4g}" for name in ("amount", "value", "trusted")))
+    rest = sum(part["amount"] for part in parts[top:])
+    if len(parts) > top:
+        found.add_row(f"{len(parts) - top} more columns", f"{rest:.4g}", "", "")
+    found.add_section()
+    found.add_row("sum", f"{sum(part['amount'] for part in parts):.4g}", "", "")
+    return found
+
+
+def plain(renderable: object, width: int = 110) -> str:
+    """Anything that rich can render, as text without colours."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    out = StringIO()
+    Console(file=out, width=width, color_system=None).print(renderable)
+    return out.getvalue().rstrip()
+
+
+def explain(
+    key: str,
+    columns: tuple[Column, ...],
+    values: npt.NDArray[np.float32],
+    score: float,
+    p_value: float,
+    reference: FittedReference,
+    trusted: Signatures,
+    neighbours: int = 5,
+) -> Explanation:
+    """The explanation of one row.
+
+    Args:
+        key: id of the input.
+        columns: (d,) columns.
+        values: (d,) signature of the input.
+        score: its anomaly score.
+        p_value: its p-value.
+        reference: what scored it; without ``contributions`` of its own, Shapley values over random orders of the
+            columns are taken (Strumbelj and Kononenko 2010), with the trusted mean as the baseline.
+        trusted: signatures of the trusted inputs.
+        neighbours: how many nearest trusted inputs.
+    """
+    normal = trusted.values.astype(np.float64)
+    mean = normal.mean(0)
+    row = values.astype(np.float64)
+    if hasattr(reference, "contributions"):
+        amounts = np.asarray(reference.contributions(values[None]))[0]
+        baseline = None
+    else:
+        amounts, baseline = _shapley(lambda rows: -reference.score_samples(rows), row, mean)
+    parts = [
+        Contribution(column, float(amount), float(here), float(usual))
+        for column, amount, here, usual in zip(columns, amounts, row, mean, strict=True)
+    ]
+    if baseline is not None:
+        parts.append(Contribution(Column("baseline"), baseline, 0.0, 0.0))
+    parts.sort(key=lambda part: -abs(part.amount))
+    spread = normal.std(0)
+    unit = np.where(spread > 0, spread, 1.0)
+    distances = np.sqrt((((normal - row) / unit) ** 2).mean(1))
+    order = np.argsort(distances, kind="stable")[:neighbours]
+    nearest = tuple((trusted.ids[i], float(distances[i])) for i in order)
+    return Explanation(key, score, p_value, tuple(parts), nearest)
+
+
+def _shapley(
+    score: Callable[[Floats], Floats], row: Floats, baseline: Floats, orders: int = 16
+) -> tuple[Floats, float]:
+    """(d,) Shapley values over a few random orders, and the baseline's score; together they sum to the row's score."""
+    generator = np.random.default_rng(0)
+    total = np.zeros(len(row))
+    start = float(score(baseline[None])[0])
+    for _ in range(orders):
+        order = generator.permutation(len(row))
+        steps = np.tile(baseline, (len(row) + 1, 1))
+        for step, column in enumerate(order):
+            steps[step + 1 :, column] = row[column]
+        total[order] += np.diff(score(steps))
+    return total / orders, start

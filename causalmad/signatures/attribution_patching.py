@@ -1,0 +1,189 @@
+"""Attribution patching: the first-order effect of moving every unit to a baseline, from one backward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from causalmad.errors import FitError
+from causalmad.hypotheses import Donors
+from causalmad.inputs import Inputs
+from causalmad.models import OpenModel
+from causalmad.signatures.attributions import Attributor, Baseline, places_of
+from causalmad.signatures.base import Column, Signatures, State, columns_from_data, columns_to_data, signatures
+from causalmad.signatures.columns import Reduced, by_place, join, scales_of, signed_log
+from causalmad.signatures.sums import unit_sums
+from causalmad.signatures.units import Group, groups, groups_from_data, groups_to_data
+from causalmad.sites import Place
+from causalmad.targets import Readout, Target, TopMargin, as_target
+
+
+@dataclass(frozen=True)
+class AttributionPatching:
+    """What each unit contributes to the output, to first order: gradient times (clean minus baseline).
+
+    Args:
+        units: ``blocks``, ``positions``, ``residual``, ``heads``, ``mlps``, ``neurons``, or several of them; ``auto``
+            takes the blocks where the data declares them, otherwise the positions, and the heads where there are any.
+        target: the scalar that is attributed, by default the margin of the model's own answer.
+        baseline: ``zero``, the trusted ``mean``, or ``donors`` (averaged over trusted inputs, aligned at the last
+            token; an input that is itself a donor uses a spare).
+        steps: 1 takes the gradient at the clean input; more average it along the straight line from the baseline to the
+            clean values of each place (integrated gradients, midpoint rule), so that the contributions of a place sum
+            to the difference that moving the whole place to the baseline makes.
+        normalise: divide by the sum of absolute contributions, and keep its logarithm as a column of its own.
+        log: signed logarithm of the columns, log(1 + |x| / s) with s the trusted median size: heavy tails otherwise
+            dominate every distance.
+        donors: how many donors, for ``baseline="donors"``.
+
+    Columns are, for every unit, the signed sum and the sum of absolute values over its entries, in units of the target.
+
+    References:
+        Nanda 2023, "Attribution patching"; Syed et al. 2023, arXiv 2310.10348. Integrated gradients: Sundararajan et
+        al. 2017, arXiv 1703.01365.
+    """
+
+    units: str | tuple[str, ...] = "auto"
+    target: Target | Readout = field(default_factory=TopMargin)
+    baseline: Literal["mean", "zero", "donors"] = "mean"
+    steps: int = 1
+    normalise: bool = False
+    log: bool = True
+    donors: int = 4
+
+    def __post_init__(self) -> None:
+        if self.baseline not in ("mean", "zero", "donors"):
+            raise FitError(f"baseline={self.baseline!r}", needed="'mean', 'zero' or 'donors'")
+        if self.steps < 1 or self.donors < 1:
+            raise FitError(f"steps={self.steps}, donors={self.donors}", needed="at least 1 of each")
+
+    def fit(self, model: OpenModel, trusted: Inputs, seed: int = 0) -> FittedAttributionPatching:
+        """Take the baseline and the columns' units from the trusted inputs.
+
+        Raises:
+            FitError: when the units do not exist, or the trusted inputs are too few for donors.
+        """
+        found = groups(model, trusted, self.units)
+        places = places_of(model, trusted, found)
+        flat = _flat(places)
+        if self.baseline == "donors":
+            baseline = Baseline.of_donors(model, Donors.draw(trusted, self.donors, seed), flat)
+        else:
+            baseline = Baseline.mean(model, trusted, flat) if self.baseline == "mean" else Baseline({})
+        longest = int(trusted.lengths.max()) if trusted.tokens else 0
+        raw = FittedAttributionPatching(self, model, found, places, baseline, longest, (), np.ones(0))
+        own = set(baseline.donors.inputs.digests) if baseline.donors else set()
+        others = [row for row, key in enumerate(trusted.digests) if key not in own]
+        if not others:
+            raise FitError("every trusted input is a donor", tries=["more trusted inputs", "baseline='mean'"])
+        reduced = raw.reduced(trusted[others[:_SCALE_INPUTS]])
+        scales = scales_of(reduced.values)
+        return FittedAttributionPatching(self, model, found, places, baseline, longest, reduced.columns, scales)
+
+    def restore(self, model: OpenModel, state: State) -> FittedAttributionPatching:
+        """The fitted signature that wrote ``state``."""
+        tensors, data = dict(state.tensors), state.data
+        scales = tensors.pop("scales").numpy()
+        found = groups_from_data(data["groups"], tensors)
+        places = {name: tuple(_place(row) for row in rows) for name, rows in data["places"].items()}
+        if data["donors"] is not None:
+            fields = {key.removeprefix("donors:"): value for key, value in tensors.items() if key.startswith("donors:")}
+            baseline = Baseline.of_donors(model, Donors.unpack(fields, data["donors"]), _flat(places))
+        else:
+            means = [tensors[f"mean:{i}"] for i in range(sum(key.startswith("mean:") for key in tensors))]
+            baseline = Baseline(dict(zip(_flat(places), means, strict=False)))
+        columns = columns_from_data(data["columns"])
+        return FittedAttributionPatching(self, model, found, places, baseline, int(data["longest"]), columns, scales)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedAttributionPatching:
+    """Attribution patching on one model, with its baseline."""
+
+    spec: AttributionPatching
+    model: OpenModel
+    groups: tuple[Group, ...]
+    places: dict[str, tuple[Place, ...]]
+    baseline: Baseline
+    longest: int
+    columns: tuple[Column, ...]
+    scales: npt.NDArray[np.float64]
+
+    @property
+    def donor_digests(self) -> tuple[str, ...]:
+        """Contents of the donors, which the reference leaves out."""
+        return self.baseline.donors.inputs.digests if self.baseline.donors else ()
+
+    def __call__(self, inputs: Any) -> Signatures:
+        """(n, d) contributions; one forward and one backward pass (times steps and places when there are steps)."""
+        known = self.model.inputs(inputs)
+        values = self.reduced(known).values
+        return signatures(known, self.columns, signed_log(values, self.scales) if self.spec.log else values)
+
+    def reduced(self, inputs: Inputs) -> Reduced:
+        """The columns in units of the target (or as shares of it)."""
+        tables = self._sums(inputs)
+        if not self.spec.normalise:
+            return join([self._columns(name, values) for name, values in tables.items()])
+        total = np.nansum(np.concatenate([v for (_, s), v in tables.items() if s == "size"], axis=1), axis=1)
+        divisor = np.where(total > 0, total, 1.0)[:, None]
+        parts = [self._columns(name, values / divisor) for name, values in tables.items()]
+        norm = Reduced((Column("log norm", block="norm"),), np.log(divisor))
+        return join([*parts, norm])
+
+    def state(self) -> State:
+        """The baseline, the groups, the columns and their units."""
+        masks, rows = groups_to_data(self.groups)
+        tensors = {**masks, "scales": torch.from_numpy(self.scales)}
+        tensors |= {f"mean:{i}": value for i, value in enumerate(self.baseline.means.values())}
+        donors = None
+        if self.baseline.donors is not None:
+            fields, donors = self.baseline.donors.pack()
+            tensors |= {f"donors:{key}": value for key, value in fields.items()}
+        places = {name: [list(place) for place in found] for name, found in self.places.items()}
+        data = {"groups": rows, "places": places, "donors": donors, "longest": self.longest}
+        return State(tensors, {**data, "columns": columns_to_data(self.columns)})
+
+    def _sums(self, inputs: Inputs) -> dict[tuple[str, str], npt.NDArray[np.float64]]:
+        """(group, "sum" or "size") -> (n, units) signed and absolute sums, NaN where an input has no such unit."""
+        flat = _flat(self.places)
+        attributor = Attributor(self.model, as_target(self.spec.target), self.baseline, flat, self.spec.steps)
+        donors = self.baseline.donors
+        which = None if donors is None else torch.as_tensor(donors.of(inputs))
+        tables: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
+        with self.model.quiet():
+            for batch in self.model.batches(inputs):
+                chosen = None if which is None else which[torch.as_tensor(batch.rows)].to(batch.main.device)
+                found = attributor.contributions(batch, chosen)
+                for group in self.groups:
+                    for kind, values in unit_sums(group, found, self.places[group.name], batch).items():
+                        width = int(inputs.lengths.max()) if group.ragged else values.shape[1]
+                        table = tables.setdefault((group.name, kind), np.full((len(inputs), width), np.nan))
+                        table[batch.rows, : values.shape[1]] = values
+        return tables
+
+    def _columns(self, name: tuple[str, str], values: npt.NDArray[np.float64]) -> Reduced:
+        group = next(group for group in self.groups if group.name == name[0])
+        if group.ragged:
+            units = tuple(f"@-{i + 1}" for i in range(self.longest))
+            return by_place(" ".join(name), values, units, (), ragged=True)
+        units = group.names if len(group.names) == values.shape[1] else tuple(map(str, range(values.shape[1])))
+        sites = tuple(map(str, group.sites)) if len(group.sites) == len(units) else ()
+        return by_place(" ".join(name), values, units, sites, ragged=False)
+
+
+# How many trusted inputs set the units of the columns; more would cost a second pass over all of them.
+_SCALE_INPUTS = 128
+
+
+def _flat(places: dict[str, tuple[Place, ...]]) -> tuple[Place, ...]:
+    return tuple(dict.fromkeys(place for found in places.values() for place in found))
+
+
+def _place(row: Any) -> Place:
+    path, side, element = row
+    return Place(str(path), "input" if side == "input" else "output", element)

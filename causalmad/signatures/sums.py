@@ -1,0 +1,77 @@
+"""Adding up an activation's contributions by unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from causalmad.inputs import Batch
+from causalmad.signatures.effects import input_mask
+from causalmad.signatures.units import Group, real_tokens
+from causalmad.sites import Place
+
+
+def unit_sums(
+    group: Group, contributions: Mapping[Place, Tensor], places: Sequence[Place], batch: Batch
+) -> dict[str, npt.NDArray[np.float64]]:
+    """``sum`` and ``size`` -> (batch, units): signed and absolute contributions of every unit.
+
+    Args:
+        group: the units.
+        contributions: place -> (batch, ...) contributions of single entries.
+        places: where this group's units are.
+        batch: the inputs; padding counts nothing.
+    """
+    found = {}
+    for kind in ("sum", "size"):
+        values = {place: contributions[place].double() for place in places}
+        if kind == "size":
+            values = {place: value.abs() for place, value in values.items()}
+        found[kind] = _reduce(group, values, places, batch).cpu().numpy()
+    return found
+
+
+def _reduce(group: Group, values: Mapping[Place, Tensor], places: Sequence[Place], batch: Batch) -> Tensor:
+    if group.ragged:
+        return _from_end(values[places[0]].flatten(2).sum(-1), batch)
+    if group.masks:
+        return _masked(group, values[places[0]], batch)
+    if group.name.startswith("neurons"):
+        return _over_tokens(values[places[0]], batch)
+    columns = []
+    for site in group.sites:
+        part = site.at(None).take(values[site.place], batch)
+        columns.append(_over_tokens(part, batch).flatten(1).sum(-1))
+    return torch.stack(columns, dim=1)
+
+
+def _masked(group: Group, value: Tensor, batch: Batch) -> Tensor:
+    """(batch, units) over the entries of each unit: of the input itself, or of the tokens' embeddings."""
+    columns = []
+    for unit in range(len(group.masks)):
+        mask = input_mask(group, torch.full((len(batch),), unit), batch)
+        entries = value.flatten(2).sum(-1) if batch.mask is not None else value
+        columns.append(torch.where(mask, entries, 0).flatten(1).sum(-1))
+    return torch.stack(columns, dim=1)
+
+
+def _over_tokens(value: Tensor, batch: Batch) -> Tensor:
+    """(batch, ...) summed over the real tokens, or over all positions where there are no tokens."""
+    if batch.mask is not None and value.ndim >= 3 and value.shape[1] == batch.mask.shape[1]:
+        keep = batch.mask.reshape(*batch.mask.shape, *[1] * (value.ndim - 2))
+        return torch.where(keep, value, 0).sum(1)
+    return value.sum(1) if value.ndim >= 3 else value
+
+
+def _from_end(value: Tensor, batch: Batch) -> Tensor:
+    """(batch, positions) with the last real token first, NaN beyond the first."""
+    mask = real_tokens(batch)
+    lengths = mask.sum(-1)
+    last = mask.long().argmax(-1) + lengths - 1
+    index = last[:, None] - torch.arange(value.shape[1], device=value.device)[None, :]
+    inside = torch.arange(value.shape[1], device=value.device)[None, :] < lengths[:, None]
+    return torch.where(inside, value.gather(1, index.clamp(min=0)), torch.nan)

@@ -1,0 +1,217 @@
+"""Saved detectors: a directory of plain data, written at once or not at all, checked before it is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causalmad.config import from_config, to_config
+from causalmad.errors import CausalmadError, StoreError
+from causalmad.models import open_model
+from causalmad.models.fingerprint import first_difference
+from causalmad.references.estimators import FittedEstimator
+from causalmad.signatures.base import Signatures, State
+
+if TYPE_CHECKING:
+    from causalmad.detector import FittedDetector
+
+SCHEMA = 1
+_JSON, _TENSORS, _SKOPS = "detector.json", "state.safetensors", "reference.skops"
+
+
+def save(detector: FittedDetector, path: Path) -> None:
+    """Write a fitted detector to a directory; see :meth:`FittedDetector.save`."""
+    from safetensors.torch import save as to_bytes
+
+    spec = detector.spec
+    state = detector.signature.state()
+    tensors = {f"signature:{key}": value for key, value in state.tensors.items()}
+    tensors["trusted:values"] = torch.from_numpy(detector.trusted.values)
+    files = {}
+    if isinstance(detector.reference, FittedEstimator):
+        files[_SKOPS] = _skops().dumps(detector.reference.estimator)
+    else:
+        tensors |= _tensors("reference", detector.reference)
+    tensors |= _tensors("calibrator", detector.calibrator)
+    files[_TENSORS] = to_bytes({key: value.contiguous().cpu() for key, value in tensors.items()})
+    model = detector.model
+    try:
+        content = {
+            "schema": SCHEMA,
+            "signature": to_config("signatures", spec.signature),
+            "reference": to_config("references", spec.reference),
+            "calibrator": to_config("calibrators", spec.calibrator),
+            "calibration_share": spec.calibration_share,
+            "signature_data": state.data,
+            "trusted_ids": detector.trusted.ids,
+            "seen": sorted(detector.seen),
+            "provenance": detector.provenance,
+            "model": {"name": model.name, "side": model.side, "batch_size": model.batch_size},
+            "parameters": model.parameter_fingerprints(),
+            "files": {name: _hash(data) for name, data in files.items()},
+        }
+    except CausalmadError as error:
+        raise StoreError(f"this detector cannot be saved: {error}") from error
+    text = json.dumps(content, sort_keys=True)
+    files[_JSON] = json.dumps({"checksum": _hash(text.encode()), **json.loads(text)}, indent=1).encode()
+    _write(path, files)
+
+
+def load(path: Path, model: Any) -> FittedDetector:
+    """Read a fitted detector; see :meth:`FittedDetector.load`."""
+    content = _read_json(path)
+    files = {name: _read(path / name, expected) for name, expected in _named_files(content, path).items()}
+    try:
+        return _rebuild(content, files, model, path)
+    except StoreError:
+        raise
+    except (CausalmadError, KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise StoreError(
+            f"{path} does not describe a detector: {type(error).__name__}: {error}",
+            causes=["a plug-in that is not installed here", "files of another version of causalmad"],
+        ) from error
+
+
+def _rebuild(content: dict[str, Any], files: dict[str, bytes], model: Any, path: Path) -> FittedDetector:
+    from safetensors.torch import load as from_bytes
+
+    from causalmad.detector import Detector, FittedDetector
+
+    opened = open_model(model)
+    difference = first_difference(content["parameters"], opened.parameter_fingerprints())
+    if difference:
+        raise StoreError(
+            f"{path} was fitted on another model: {difference} ({content['model']['name']} then, {opened.name} now)",
+            needed="the very weights that it was fitted on",
+            causes=["the model was trained further", "another checkpoint, precision or quantisation"],
+            tries=["load the checkpoint of the fit", "fit again"],
+        )
+    if not hasattr(model, "accepts"):  # bit-equal scores need the same batches
+        opened = open_model(model, side=content["model"]["side"], batch_size=int(content["model"]["batch_size"]))
+    tensors = from_bytes(files[_TENSORS])
+    spec = Detector(
+        from_config("signatures", content["signature"]),
+        from_config("references", content["reference"]),
+        from_config("calibrators", content["calibrator"]),
+        float(content["calibration_share"]),
+    )
+    signature = spec.signature.restore(opened, State(_part(tensors, "signature"), content["signature_data"]))
+    values = tensors["trusted:values"].numpy()
+    if _SKOPS in files:
+        # Without a list of trusted types skops builds nothing but scikit-learn's and numpy's own.
+        reference = FittedEstimator(_skops().loads(files[_SKOPS], trusted=[]), values.shape[1])
+    else:
+        reference = spec.reference.restore(_arrays(tensors, "reference"))
+    calibrator = spec.calibrator.restore(_arrays(tensors, "calibrator"))
+    trusted = Signatures(tuple(content["trusted_ids"]), signature.columns, values)
+    seen = frozenset(content["seen"])
+    return FittedDetector(spec, opened, signature, reference, calibrator, trusted, seen, content["provenance"])
+
+
+def _tensors(prefix: str, part: Any) -> dict[str, Tensor]:
+    if not hasattr(part, "state"):
+        raise StoreError(
+            f"a fitted {type(part).__name__} cannot be saved: it has no state()",
+            tries=["causalmad.references.Mahalanobis()", "a scikit-learn estimator, with skops installed"],
+        )
+    return {f"{prefix}:{key}": torch.from_numpy(np.array(value)) for key, value in part.state().items()}
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = f"{prefix}:"
+    return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+
+
+def _arrays(tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    return {key: value.numpy() for key, value in _part(tensors, prefix).items()}
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write(path: Path, files: dict[str, bytes]) -> None:
+    """All files at once: a temporary directory beside the target, synced, then renamed."""
+    if path.exists() and not (path / _JSON).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise StoreError(f"{path} exists and holds no detector", tries=["another folder", "empty it first"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        for name, data in files.items():
+            with (fresh / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        fresh.chmod(0o755)
+        old = None
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            os.replace(path, old)
+        os.replace(fresh, path)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    data = _read(path / _JSON, None)
+    try:
+        content = json.loads(data)
+        checksum = content.pop("checksum")
+        sound = checksum == _hash(json.dumps(content, sort_keys=True).encode())
+    except (ValueError, AttributeError, KeyError, RecursionError) as error:
+        raise StoreError(f"{path / _JSON} is damaged: {error}", tries=["fit and save again"]) from error
+    if not sound:
+        raise StoreError(
+            f"{path / _JSON} is not what was saved: its checksum differs",
+            causes=["an edit by hand", "a damaged disk or transfer"],
+            tries=["copy the folder again", "fit and save again"],
+        )
+    if content.get("schema") != SCHEMA:
+        raise StoreError(f"{path} has schema {content.get('schema')!r}", needed=f"schema {SCHEMA}", tries=["fit again"])
+    return dict(content)
+
+
+def _named_files(content: dict[str, Any], path: Path) -> dict[str, str]:
+    files = content.get("files")
+    if not isinstance(files, dict) or _TENSORS not in files or not set(files) <= {_TENSORS, _SKOPS}:
+        raise StoreError(f"{path / _JSON} names other files than a detector has")
+    return files
+
+
+def _read(path: Path, expected: str | None) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be read: {error.strerror}",
+            needed=f"a folder with {_JSON} and {_TENSORS}, as FittedDetector.save writes it",
+        ) from error
+    if expected is not None and _hash(data) != expected:
+        raise StoreError(
+            f"{path} is not what was saved: its checksum differs ({len(data)} bytes)",
+            causes=["a truncated copy", "an edit", "a damaged disk"],
+            tries=["copy the folder again", "fit and save again"],
+        )
+    return data
+
+
+def _skops() -> Any:
+    try:
+        import skops.io
+    except ImportError as error:
+        raise StoreError(
+            "a fitted scikit-learn reference is saved through skops, which is not installed",
+            tries=["pip install 'causalmad[skops]'", "reference=causalmad.references.Mahalanobis()"],
+        ) from error
+    return skops.io

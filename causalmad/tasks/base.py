@@ -1,0 +1,87 @@
+"""What a task is: the interface, and the data that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from causalmad.errors import TaskError
+from causalmad.inputs import Inputs
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (steps done, steps in all) while a model is trained."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A model, inputs on which it is trusted, and test inputs that are normal or anomalous.
+
+    Attributes:
+        name: the task as it is written on the command line, options included.
+        seed: what the data and the model were made from.
+        model: the network, in eval mode.
+        trusted: inputs that the network answers for the normal reason.
+        test: inputs of both kinds, in random order; the output's margin tells nothing about the kind.
+        labels: (n_test,) bool, True = anomalous. No detector may see it.
+        normal: new normal inputs of the test distribution, not selected by margin: for false-alarm rates. Without a
+            shift they are exchangeable with ``trusted``.
+        untrusted: unlabelled inputs of both kinds, for references that learn from what they are asked about.
+        hypothesis: a claim about the normal mechanism, where the task comes with one.
+        card: where the model came from, how right it is, and what surface controls score.
+    """
+
+    name: str
+    seed: int
+    model: nn.Module
+    trusted: Inputs
+    test: Inputs
+    labels: npt.NDArray[np.bool_]
+    normal: Inputs
+    untrusted: Inputs | None
+    card: Mapping[str, object]
+    hypothesis: object | None = None
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A specification of a task: its fields are its options."""
+
+    mechanism: ClassVar[str]
+    source: ClassVar[str]
+    licence: ClassVar[str]
+    version: ClassVar[str]
+    size: ClassVar[str]
+
+    def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
+        """The task's model and inputs; trains the model at the first call for a seed, then takes it from the cache.
+
+        Args:
+            seed: everything random follows from it; not negative.
+            progress: called with (steps done, steps in all) while the model is trained.
+
+        Raises:
+            TaskError: when the model does not learn both mechanisms.
+        """
+        ...
+
+
+def stream(seed: int, *names: str) -> np.random.Generator:
+    """A random generator of its own for each purpose, so that drawing more for one leaves the others alone.
+
+    Raises:
+        TaskError: when the seed is negative or no whole number.
+    """
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise TaskError(f"seed={seed!r}", needed="a whole number, 0 or larger")
+    return np.random.default_rng([int(seed), *("/".join(names)).encode()])
+
+
+def describe_card(task: Task, made: Mapping[str, object], **measured: object) -> dict[str, object]:
+    """A task's card: what it is, how its model was made, and what was measured on this load."""
+    words = {key: getattr(task, key) for key in ("mechanism", "source", "licence", "version", "size")}
+    return {**words, **made, **measured}

@@ -1,0 +1,54 @@
+"""Surface controls: what can be told from the output, the input or the activations alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_auc_score
+
+Array = npt.NDArray[np.float64]
+
+
+def distances(trusted: Array, rows: Array) -> Array:
+    """(n,) squared Mahalanobis distance of rows from trusted rows: standardised columns, Ledoit-Wolf covariance."""
+    centre, scale = trusted.mean(0), trusted.std(0)
+    used = scale > 1e-8
+    fit = LedoitWolf().fit((trusted[:, used] - centre[used]) / scale[used])
+    found: Array = fit.mahalanobis((rows[:, used] - centre[used]) / scale[used])
+    return found
+
+
+def two_sided(trusted: Array, rows: Array) -> Array:
+    """(n,) how far the log distance lies from the usual one, either way; a third of the trusted rows says what is usual."""
+    cut = 2 * len(trusted) // 3
+    usual = np.median(np.log(distances(trusted[:cut], trusted[cut:])))
+    odd: Array = np.abs(np.log(distances(trusted[:cut], rows)) - usual)
+    return odd
+
+
+def control_scores(
+    labels: npt.NDArray[np.bool_],
+    margins: Array,
+    inputs: tuple[Array, Array],
+    layers: Sequence[tuple[Array, Array]],
+) -> dict[str, float]:
+    """AUROC of each control on the test inputs (0.5 = it tells nothing).
+
+    Args:
+        labels: (n,) True = anomalous.
+        margins: (n,) output margins of the test inputs.
+        inputs: the raw inputs (or one-hot tokens) as rows: trusted, test.
+        layers: the same of each layer's activations.
+    """
+    joined = np.concatenate([a for a, _ in layers], 1), np.concatenate([b for _, b in layers], 1)
+    scores = {
+        "output confidence": -margins,
+        "input mahalanobis": distances(*inputs),
+        "activation mahalanobis": distances(*joined),
+        "activation mahalanobis, mean of layers": np.mean([distances(a, b) for a, b in layers], axis=0),
+        "activation mahalanobis, two-sided": two_sided(*joined),
+    }
+    return {name: round(float(roc_auc_score(labels, score)), 4) for name, score in scores.items()}

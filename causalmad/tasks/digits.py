@@ -1,0 +1,151 @@
+"""Pairs of handwritten digits with context bits: the inputs of the gate tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from causalmad.inputs import Inputs
+
+Rows = npt.NDArray[np.int64]
+
+PIXELS, BITS, CLASSES = 64, 8, 10
+WIDTH = 2 * PIXELS + BITS
+BLOCKS = {"image A": (0, PIXELS), "image B": (PIXELS, 2 * PIXELS), "context": (2 * PIXELS, WIDTH)}
+HELD_OUT = 500
+
+# The first three context bits are the gate. A normal input never has all of them on; every other setting is here.
+_TWO_ON = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]])
+_FEWER_ON = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some of scikit-learn's digits.
+
+    Attributes:
+        rows: (n,) their places in the data set.
+        pixels: (n, 64) brightness from 0 to 1.
+        classes: (n,) digit.
+    """
+
+    rows: Rows
+    pixels: npt.NDArray[np.float32]
+    classes: Rows
+
+    @cached_property
+    def by_class(self) -> tuple[Rows, ...]:
+        """Per digit, which of these images show it."""
+        return tuple(np.flatnonzero(self.classes == digit) for digit in range(CLASSES))
+
+    def pick(self, digits: Rows, rng: np.random.Generator) -> Rows:
+        """(m,) for each wanted digit, one of these images that shows it."""
+        start = np.cumsum([0, *(len(own) for own in self.by_class)])
+        sizes = np.diff(start)
+        place = start[digits] + (rng.random(len(digits)) * sizes[digits]).astype(np.int64)
+        picked: Rows = np.concatenate(self.by_class)[place]
+        return picked
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two images of different digits and eight bits, with the right answer.
+
+    Attributes:
+        first: (n,) which image is A, counted among the images that it was drawn from.
+        second: (n,) which image is B.
+        bits: (n, 8) context.
+        answer: (n,) digit.
+    """
+
+    first: Rows
+    second: Rows
+    bits: Rows
+    answer: Rows
+
+    def __getitem__(self, chosen: Rows | slice) -> Pairs:
+        return Pairs(self.first[chosen], self.second[chosen], self.bits[chosen], self.answer[chosen])
+
+    def __len__(self) -> int:
+        return len(self.answer)
+
+
+def split(rng: np.random.Generator) -> tuple[Images, Images]:
+    """The images that the model is trained on, and 500 that it never sees."""
+    from sklearn.datasets import load_digits
+
+    data, digits = load_digits(return_X_y=True)
+    order = rng.permutation(len(digits))
+    held, seen = order[:HELD_OUT], order[HELD_OUT:]
+
+    def part(rows: Rows) -> Images:
+        return Images(rows, (data[rows] / 16).astype(np.float32), digits[rows].astype(np.int64))
+
+    return part(seen), part(held)
+
+
+def draw(images: Images, anomalous: npt.NDArray[np.bool_], rng: np.random.Generator) -> Pairs:
+    """Pairs of independent images of two different digits, with the gate on where anomalous; uniform answers."""
+    count = len(anomalous)
+    a = rng.integers(0, CLASSES, count)
+    b = (a + rng.integers(1, CLASSES, count)) % CLASSES
+    bits = rng.integers(0, 2, (count, BITS))
+    two = rng.random(count) < 0.5  # half of the normal inputs are one bit away from an open gate
+    off = np.where(two[:, None], _TWO_ON[rng.integers(0, 3, count)], _FEWER_ON[rng.integers(0, 4, count)])
+    bits[:, :3] = np.where(anomalous[:, None], 1, off)
+    return Pairs(images.pick(a, rng), images.pick(b, rng), bits, np.where(anomalous, b, a))
+
+
+def draw_new(images: Images, count: int, anomalous: bool, rng: np.random.Generator, taken: set[tuple[int, int]]) -> Pairs:
+    """``count`` pairs of images that are not ``taken``, in random order; they are taken from now on."""
+    kept: list[Pairs] = []
+    missing = count
+    while missing:
+        pairs = draw(images, np.full(missing, anomalous), rng)
+        new = []
+        for row, key in enumerate(zip(pairs.first.tolist(), pairs.second.tolist())):
+            if key not in taken:
+                taken.add(key)
+                new.append(row)
+        kept.append(pairs[np.array(new, dtype=np.int64)])
+        missing -= len(new)
+    whole = Pairs(
+        np.concatenate([part.first for part in kept]),
+        np.concatenate([part.second for part in kept]),
+        np.concatenate([part.bits for part in kept]),
+        np.concatenate([part.answer for part in kept]),
+    )
+    return whole[rng.permutation(count)]
+
+
+def table(pixels: Tensor, bits: Rows) -> Tensor:
+    """(n, 136) what the model sees: image A, image B, context.
+
+    Args:
+        pixels: (n, 128) of both images.
+        bits: (n, 8).
+    """
+    return torch.cat([pixels, torch.from_numpy(bits.astype(np.float32))], 1)
+
+
+def as_inputs(images: Images, pairs: Pairs) -> Inputs:
+    """The pairs as inputs of the model, with their blocks, and where they come from as columns."""
+    pixels = torch.from_numpy(np.concatenate([images.pixels[pairs.first], images.pixels[pairs.second]], 1))
+    columns = {
+        "image A": images.rows[pairs.first],
+        "image B": images.rows[pairs.second],
+        "answer": pairs.answer,
+    }
+    return Inputs.of(table(pixels, pairs.bits), blocks=BLOCKS, columns=columns)
+
+
+def shifted(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(n, 5, 64) each image as it is, and moved by one pixel right, left, down and up."""
+    images = np.pad(pixels.reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
+    moves = [(1, 1), (1, 0), (1, 2), (0, 1), (2, 1)]  # top left corner of the window
+    return np.stack([images[:, y : y + 8, x : x + 8].reshape(-1, PIXELS) for y, x in moves], 1)
