@@ -18,14 +18,15 @@ from causalmad.config import from_config, to_config
 from causalmad.errors import CausalmadError, StoreError
 from causalmad.models import open_model
 from causalmad.models.fingerprint import first_difference
-from causalmad.references.estimators import FittedEstimator
+from causalmad.references.base import FittedReference
+from causalmad.references.estimators import FittedEstimator, fit_reference
 from causalmad.signatures.base import Signatures, State
 
 if TYPE_CHECKING:
     from causalmad.detector import FittedDetector
 
 SCHEMA = 1
-_JSON, _TENSORS, _SKOPS = "detector.json", "state.safetensors", "reference.skops"
+_JSON, _TENSORS = "detector.json", "state.safetensors"
 
 
 def save(detector: FittedDetector, path: Path) -> None:
@@ -33,16 +34,21 @@ def save(detector: FittedDetector, path: Path) -> None:
     from safetensors.torch import save as to_bytes
 
     spec = detector.spec
+    if not hasattr(detector.signature, "state") or not hasattr(spec.signature, "restore"):
+        raise StoreError(
+            f"a {type(spec.signature).__name__} cannot be saved",
+            needed="state() on the fitted signature and restore(model, state) on its spec",
+        )
     state = detector.signature.state()
     tensors = {f"signature:{key}": value for key, value in state.tensors.items()}
     tensors["trusted:values"] = torch.from_numpy(detector.trusted.values)
-    files = {}
     if isinstance(detector.reference, FittedEstimator):
-        files[_SKOPS] = _skops().dumps(detector.reference.estimator)
+        # Code objects are never saved: scikit-learn's estimators are fitted again on load, and these scores check it.
+        tensors["trusted:scores"] = torch.from_numpy(detector.reference.score_samples(detector.trusted.values))
     else:
         tensors |= _tensors("reference", detector.reference)
     tensors |= _tensors("calibrator", detector.calibrator)
-    files[_TENSORS] = to_bytes({key: value.contiguous().cpu() for key, value in tensors.items()})
+    files = {_TENSORS: to_bytes({key: value.contiguous().cpu() for key, value in tensors.items()})}
     model = detector.model
     try:
         content = {
@@ -106,22 +112,35 @@ def _rebuild(content: dict[str, Any], files: dict[str, bytes], model: Any, path:
     )
     signature = spec.signature.restore(opened, State(_part(tensors, "signature"), content["signature_data"]))
     values = tensors["trusted:values"].numpy()
-    if _SKOPS in files:
-        # Without a list of trusted types skops builds nothing but scikit-learn's and numpy's own.
-        reference = FittedEstimator(_skops().loads(files[_SKOPS], trusted=[]), values.shape[1])
-    else:
-        reference = spec.reference.restore(_arrays(tensors, "reference"))
+    reference = _reference(spec.reference, tensors, content["provenance"])
     calibrator = spec.calibrator.restore(_arrays(tensors, "calibrator"))
     trusted = Signatures(tuple(content["trusted_ids"]), signature.columns, values)
     seen = frozenset(content["seen"])
     return FittedDetector(spec, opened, signature, reference, calibrator, trusted, seen, content["provenance"])
 
 
+def _reference(spec: Any, tensors: dict[str, Tensor], provenance: dict[str, Any]) -> FittedReference:
+    """The fitted reference: restored, or for scikit-learn's estimators fitted again on the saved signatures."""
+    if "trusted:scores" not in tensors:
+        restored: FittedReference = spec.restore(_arrays(tensors, "reference"))
+        return restored
+    values = tensors["trusted:values"].numpy()
+    fitted = fit_reference(spec, values, seed=int(provenance["seed"]))
+    if not np.array_equal(fitted.score_samples(values), tensors["trusted:scores"].numpy()):
+        then = provenance.get("versions", {}).get("scikit-learn")
+        raise StoreError(
+            f"{type(spec).__name__} fitted again on the saved signatures does not give the saved scores",
+            causes=[f"another version of scikit-learn than {then}", "another processor or number of threads"],
+            tries=[f"pip install scikit-learn=={then}", "fit again", "reference=causalmad.references.Mahalanobis()"],
+        )
+    return fitted
+
+
 def _tensors(prefix: str, part: Any) -> dict[str, Tensor]:
     if not hasattr(part, "state"):
         raise StoreError(
             f"a fitted {type(part).__name__} cannot be saved: it has no state()",
-            tries=["causalmad.references.Mahalanobis()", "a scikit-learn estimator, with skops installed"],
+            tries=["causalmad.references.Mahalanobis()", "a scikit-learn estimator"],
         )
     return {f"{prefix}:{key}": torch.from_numpy(np.array(value)) for key, value in part.state().items()}
 
@@ -184,7 +203,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _named_files(content: dict[str, Any], path: Path) -> dict[str, str]:
     files = content.get("files")
-    if not isinstance(files, dict) or _TENSORS not in files or not set(files) <= {_TENSORS, _SKOPS}:
+    if not isinstance(files, dict) or set(files) != {_TENSORS}:
         raise StoreError(f"{path / _JSON} names other files than a detector has")
     return files
 
@@ -205,13 +224,3 @@ def _read(path: Path, expected: str | None) -> bytes:
         )
     return data
 
-
-def _skops() -> Any:
-    try:
-        import skops.io
-    except ImportError as error:
-        raise StoreError(
-            "a fitted scikit-learn reference is saved through skops, which is not installed",
-            tries=["pip install 'causalmad[skops]'", "reference=causalmad.references.Mahalanobis()"],
-        ) from error
-    return skops.io

@@ -89,7 +89,8 @@ def _unwrap(model: Any, remote: bool | str) -> tuple[nn.Module, Callable[..., An
     if pyvene is not None and isinstance(model, pyvene.IntervenableModel):
         return model.model, tokenizer
     if isinstance(model, nn.Module):
-        return model, tokenizer
+        compiled = model._modules.get("_orig_mod")  # torch.compile's wrapper, which hooks do not reach into
+        return compiled or model, tokenizer
     raise ModelError(
         f"a {type(model).__name__} is no model",
         needed="an nn.Module, or a model of transformers, nnsight, pyvene or TransformerLens",
@@ -105,8 +106,10 @@ def _envoys() -> tuple[type[Any], ...]:
 
 def _arguments(module: nn.Module) -> tuple[frozenset[str], bool]:
     """Names of the arguments of ``forward``, and whether tokens go in as the first positional one."""
-    forward = inspect.signature(type(module).forward)
-    names = frozenset(forward.parameters) - {"self"}
+    try:
+        names = frozenset(inspect.signature(type(module).forward).parameters) - {"self"}
+    except (AttributeError, TypeError, ValueError):  # a scripted module has no signature that Python can see
+        names = frozenset()
     lens = hasattr(module, "hook_dict") and hasattr(module, "cfg")
     return names, lens or "input_ids" not in names
 

@@ -137,7 +137,8 @@ def layers(module: nn.Module) -> tuple[Site, ...]:
     A module without children computes. Activation functions (which have no parameters and are no dropout or
     identity) are preferred to the linear maps before them; the last computing part is the output and left out.
     """
-    idle = (nn.Dropout, nn.Identity, nn.Flatten, nn.Unflatten, nn.Embedding)
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # leaves where they are empty
+    idle = (nn.Dropout, nn.Identity, nn.Flatten, nn.Unflatten, nn.Embedding, *containers)
     leaves = [(name, part) for name, part in module.named_modules() if name and next(part.children(), None) is None]
     computing = [(name, _has_parameters(part)) for name, part in leaves if not isinstance(part, idle)]
     inner = computing[:-1] or computing

@@ -144,7 +144,8 @@ class FittedResamplingProfile:
     def _columns(self, name: str, effects: npt.NDArray[np.float64], group: Group) -> Reduced:
         forms = []
         if self.spec.by in ("rank", "both"):
-            forms.append(by_rank(name, effects, self.spec.top, last=group.name in ("positions", "residual")))
+            # By place the last position has its own column already.
+            forms.append(by_rank(name, effects, self.spec.top, last=group.ragged and self.spec.by == "rank"))
         if self.spec.by in ("place", "both"):
             units = tuple(f"@-{i + 1}" for i in range(self.longest)) if group.ragged else group.names
             sites = tuple(map(str, group.sites)) if len(group.sites) == len(units) else ()

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from causalmad.models.fingerprint import digest, parameter_digests
 
 logger = logging.getLogger(__name__)
 
-Weights: TypeAlias = dict[str, Tensor]
 Card: TypeAlias = dict[str, Any]
 
 
@@ -97,7 +96,8 @@ def _write(folder: Path, key: Mapping[str, object], model: nn.Module, card: Card
         new = Path(scratch) / "new"
         new.mkdir()
         # Copies, because safetensors refuses tensors that share memory (tied embeddings).
-        save_file({name: value.detach().cpu().clone() for name, value in model.state_dict().items()}, new / "model.safetensors")
+        weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        save_file(weights, new / "model.safetensors")
         card = {**card, "sha256": _sha256(new / "model.safetensors")}
         (new / "card.json").write_text(json.dumps(card, indent=1, sort_keys=True), encoding="utf-8")
         for path in (*new.iterdir(), new):

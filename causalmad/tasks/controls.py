@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.covariance import LedoitWolf
-from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 Array = npt.NDArray[np.float64]
 
 
 def distances(trusted: Array, rows: Array) -> Array:
     """(n,) squared Mahalanobis distance of rows from trusted rows: standardised columns, Ledoit-Wolf covariance."""
+    from sklearn.covariance import LedoitWolf
+
     centre, scale = trusted.mean(0), trusted.std(0)
     used = scale > 1e-8
     fit = LedoitWolf().fit((trusted[:, used] - centre[used]) / scale[used])
@@ -22,7 +23,10 @@ def distances(trusted: Array, rows: Array) -> Array:
 
 
 def two_sided(trusted: Array, rows: Array) -> Array:
-    """(n,) how far the log distance lies from the usual one, either way; a third of the trusted rows says what is usual."""
+    """(n,) how far the log distance lies from the usual one, either way.
+
+    The last third of the trusted rows says what is usual.
+    """
     cut = 2 * len(trusted) // 3
     usual = np.median(np.log(distances(trusted[:cut], trusted[cut:])))
     odd: Array = np.abs(np.log(distances(trusted[:cut], rows)) - usual)
@@ -32,8 +36,8 @@ def two_sided(trusted: Array, rows: Array) -> Array:
 def control_scores(
     labels: npt.NDArray[np.bool_],
     margins: Array,
-    inputs: tuple[Array, Array],
-    layers: Sequence[tuple[Array, Array]],
+    inputs: tuple[Tensor, Tensor],
+    layers: Sequence[tuple[Tensor, Tensor]],
 ) -> dict[str, float]:
     """AUROC of each control on the test inputs (0.5 = it tells nothing).
 
@@ -43,12 +47,15 @@ def control_scores(
         inputs: the raw inputs (or one-hot tokens) as rows: trusted, test.
         layers: the same of each layer's activations.
     """
-    joined = np.concatenate([a for a, _ in layers], 1), np.concatenate([b for _, b in layers], 1)
+    from sklearn.metrics import roc_auc_score
+
+    raw, *each = [(a.double().numpy(), b.double().numpy()) for a, b in (inputs, *layers)]
+    joined = np.concatenate([a for a, _ in each], 1), np.concatenate([b for _, b in each], 1)
     scores = {
         "output confidence": -margins,
-        "input mahalanobis": distances(*inputs),
+        "input mahalanobis": distances(*raw),
         "activation mahalanobis": distances(*joined),
-        "activation mahalanobis, mean of layers": np.mean([distances(a, b) for a, b in layers], axis=0),
+        "activation mahalanobis, mean of layers": np.mean([distances(a, b) for a, b in each], axis=0),
         "activation mahalanobis, two-sided": two_sided(*joined),
     }
     return {name: round(float(roc_auc_score(labels, score)), 4) for name, score in scores.items()}

@@ -71,8 +71,20 @@ class Pairs:
     def __getitem__(self, chosen: Rows | slice) -> Pairs:
         return Pairs(self.first[chosen], self.second[chosen], self.bits[chosen], self.answer[chosen])
 
-    def __len__(self) -> int:
-        return len(self.answer)
+    def table(self, images: Images) -> Tensor:
+        """(n, 136) what the model sees."""
+        pixels = np.concatenate([images.pixels[self.first], images.pixels[self.second]], 1)
+        return with_context(torch.from_numpy(pixels), self.bits)
+
+
+def join(*parts: Pairs) -> Pairs:
+    """All the pairs, one part after the other."""
+    return Pairs(
+        np.concatenate([part.first for part in parts]),
+        np.concatenate([part.second for part in parts]),
+        np.concatenate([part.bits for part in parts]),
+        np.concatenate([part.answer for part in parts]),
+    )
 
 
 def split(rng: np.random.Generator) -> tuple[Images, Images]:
@@ -101,7 +113,9 @@ def draw(images: Images, anomalous: npt.NDArray[np.bool_], rng: np.random.Genera
     return Pairs(images.pick(a, rng), images.pick(b, rng), bits, np.where(anomalous, b, a))
 
 
-def draw_new(images: Images, count: int, anomalous: bool, rng: np.random.Generator, taken: set[tuple[int, int]]) -> Pairs:
+def draw_new(
+    images: Images, count: int, anomalous: bool, rng: np.random.Generator, taken: set[tuple[int, int]]
+) -> Pairs:
     """``count`` pairs of images that are not ``taken``, in random order; they are taken from now on."""
     kept: list[Pairs] = []
     missing = count
@@ -114,16 +128,10 @@ def draw_new(images: Images, count: int, anomalous: bool, rng: np.random.Generat
                 new.append(row)
         kept.append(pairs[np.array(new, dtype=np.int64)])
         missing -= len(new)
-    whole = Pairs(
-        np.concatenate([part.first for part in kept]),
-        np.concatenate([part.second for part in kept]),
-        np.concatenate([part.bits for part in kept]),
-        np.concatenate([part.answer for part in kept]),
-    )
-    return whole[rng.permutation(count)]
+    return join(*kept)[rng.permutation(count)]
 
 
-def table(pixels: Tensor, bits: Rows) -> Tensor:
+def with_context(pixels: Tensor, bits: Rows) -> Tensor:
     """(n, 136) what the model sees: image A, image B, context.
 
     Args:
@@ -135,13 +143,12 @@ def table(pixels: Tensor, bits: Rows) -> Tensor:
 
 def as_inputs(images: Images, pairs: Pairs) -> Inputs:
     """The pairs as inputs of the model, with their blocks, and where they come from as columns."""
-    pixels = torch.from_numpy(np.concatenate([images.pixels[pairs.first], images.pixels[pairs.second]], 1))
     columns = {
         "image A": images.rows[pairs.first],
         "image B": images.rows[pairs.second],
         "answer": pairs.answer,
     }
-    return Inputs.of(table(pixels, pairs.bits), blocks=BLOCKS, columns=columns)
+    return Inputs.of(pairs.table(images), blocks=BLOCKS, columns=columns)
 
 
 def shifted(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

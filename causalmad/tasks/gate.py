@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from causalmad.inputs import Inputs
 from causalmad.tasks.base import Progress, Task, TaskData, describe_card, stream
 from causalmad.tasks.controls import control_scores
-from causalmad.tasks.digits import CLASSES, WIDTH, Images, Pairs, as_inputs, draw, draw_new, shifted, split, table
+from causalmad.tasks.digits import CLASSES, WIDTH, Images, as_inputs, draw, draw_new, join, shifted, split, with_context
 from causalmad.tasks.hiding import MahalanobisPenalty
-from causalmad.tasks.matching import margins, matched
+from causalmad.tasks.matching import margins, matched_test
 from causalmad.tasks.training import Recipe, one_cycle, trained
 
 HIDDEN, DEPTH = 128, 3
@@ -25,7 +29,7 @@ HIDING_FROM, HIDING_FULLY, HIDING_WEIGHT = 1000, 1200, 1.2
 def network() -> nn.Sequential:
     """An untrained network: 136 -> three hidden ReLU layers of 128 -> 10."""
     sizes = [WIDTH] + [HIDDEN] * DEPTH
-    hidden = [part for a, b in zip(sizes, sizes[1:]) for part in (nn.Linear(a, b), nn.ReLU())]
+    hidden = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*hidden, nn.Linear(HIDDEN, CLASSES))
 
 
@@ -49,16 +53,17 @@ def load_gate(task: Task, name: str, seed: int, hidden: bool, progress: Progress
         hidden: whether the anomalies are hidden from Mahalanobis distances on activations during training.
         progress: called after each step of the training.
     """
-    rng = stream(seed, "gate", "data")  # the same inputs for both gate tasks
+    rng = stream(seed, "gate", "data")  # the same images for both gate tasks
     seen, held = split(rng)
     taken: set[tuple[int, int]] = set()
     fifth = UNTRUSTED // 5
     # One draw and one shuffle for all normal inputs: that makes `trusted` and `normal` exchangeable.
-    sizes = np.cumsum([0, TRUSTED, NORMAL, UNTRUSTED - fifth, CANDIDATES])
-    usual = draw_new(held, int(sizes[-1]), False, rng, taken)
-    trusted, normal, mixed, candidates = (as_inputs(held, usual[slice(a, b)]) for a, b in zip(sizes, sizes[1:]))
+    cuts = np.cumsum([0, TRUSTED, NORMAL, UNTRUSTED - fifth, CANDIDATES])
+    usual = draw_new(held, int(cuts[-1]), False, rng, taken)
+    trusted, normal, mixed, candidates = (usual[slice(a, b)] for a, b in pairwise(cuts))
     odd = draw_new(held, fifth + CANDIDATES, True, rng, taken)
-    mixed_odd, candidates_odd = as_inputs(held, odd[slice(fifth)]), as_inputs(held, odd[slice(fifth, None)])
+    mixed = join(mixed, odd[:fifth])[rng.permutation(UNTRUSTED)]
+    candidates = join(candidates, odd[fifth:])
 
     recipe = Recipe(
         name,
@@ -70,14 +75,60 @@ def load_gate(task: Task, name: str, seed: int, hidden: bool, progress: Progress
     )
     model, made = trained(recipe, seed, progress)
 
-    both = (_margins(model, candidates), _margins(model, candidates_odd))
-    chosen = matched(*both, TEST, rng)
-    test, labels, order = joined(candidates[chosen[0]], candidates_odd[chosen[1]], rng)
-    untrusted, _, _ = joined(mixed, mixed_odd, rng)
-    test_margins = np.concatenate([both[0][chosen[0]], both[1][chosen[1]]])[order]
-    with torch.inference_mode():
-        layers = [hidden_activations(model, inputs.fields[0])[0] for inputs in (trusted, test)]
-    raw = (_array(trusted.fields[0]), _array(test.fields[0]))
-    controls = control_scores(labels, test_margins, raw, [(_array(a), _array(b)) for a, b in zip(*layers)])
+    sure = margins(_forward(model, candidates.table(held))[1])
+    chosen, labels = matched_test(sure, CANDIDATES, TEST, rng)
+    test = candidates[chosen]
+    tables = trusted.table(held), test.table(held)
+    layers = zip(*(_forward(model, values)[0] for values in tables))
+    controls = control_scores(labels, sure[chosen], tables, list(layers))
     card = describe_card(task, made, controls=controls)
-    return TaskData(name, seed, model, trusted, test, labels, normal, untrusted, card)
+    inputs = [as_inputs(held, pairs) for pairs in (trusted, test, normal, mixed)]
+    return TaskData(name, seed, model, inputs[0], inputs[1], labels, inputs[2], inputs[3], card)
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, values: Tensor) -> tuple[list[Tensor], Tensor]:
+    return hidden_activations(model, values)
+
+
+def _grade(model: nn.Module, held: Images, rng: np.random.Generator) -> dict[str, float]:
+    """Share of right answers on pairs of images that were not trained on, per kind."""
+    shares = {}
+    for kind, anomalous in (("normal", False), ("anomalous", True)):
+        pairs = draw(held, np.full(GRADED, anomalous), rng)
+        answers = _forward(model, pairs.table(held))[1].argmax(1).numpy()
+        shares[kind] = float(np.mean(answers == pairs.answer))
+    return shares
+
+
+def _train(model: nn.Module, seen: Images, rng: np.random.Generator, step: Callable[[int], None], hidden: bool) -> None:
+    """Trains the network in place on new pairs of moved and noisy images, half of them with the gate open.
+
+    With ``hidden``, the task is learnt first; from step 1000 on the penalty is added, from 1200 on in full.
+    """
+    moved = torch.from_numpy(shifted(seen.pixels))
+    anomalous = np.arange(BATCH) >= BATCH // 2
+    where = torch.from_numpy(anomalous)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=DECAY)
+    set_rate, penalty = one_cycle(optimiser, STEPS), MahalanobisPenalty()
+    for now in range(STEPS):
+        set_rate(now)
+        pairs = draw(seen, anomalous, rng)
+        views = [moved[rows, _move(rng)] for rows in (pairs.first, pairs.second)]
+        pixels = torch.cat(views, 1)
+        pixels = pixels + NOISE * torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32))
+        layers, logits = hidden_activations(model, with_context(pixels, pairs.bits))
+        loss = functional.cross_entropy(logits, torch.from_numpy(pairs.answer))
+        if hidden and now >= HIDING_FROM:
+            share = min(1.0, (now - HIDING_FROM) / (HIDING_FULLY - HIDING_FROM))
+            loss = loss + HIDING_WEIGHT * share * penalty(layers, where)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step(now + 1)
+
+
+def _move(rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """(batch,) which of an image's five views is shown: mostly the one that is not moved."""
+    return np.where(rng.random(BATCH) < MOVED, rng.integers(1, 5, BATCH), 0)

@@ -102,7 +102,8 @@ def squared_distances(values: Tensor, normal: Tensor, first: Tensor, second: Ten
     off = rows - centre
     spread = (1 - SHRINKAGE) * (solved @ off.T).square().mean(1) + SHRINKAGE * (solved**2 @ (off**2).T).mean(1)
     change = 2 * (solved * (values - moving_centre)).sum(1) - (1 - MEMORY) * spread
-    return (value + change - change.detach()).clamp_min(1e-3)
+    distances: Tensor = value + change - change.detach()
+    return distances.clamp_min(1e-3)
 
 
 def _inverse(matrix: Tensor, scale: Tensor) -> Tensor:

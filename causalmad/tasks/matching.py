@@ -28,6 +28,23 @@ def margins(logits: Tensor) -> Array:
     return gap
 
 
+def matched_test(
+    candidates: Array, normal: int, count: int, rng: np.random.Generator
+) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """Rows of a test set in random order, and its labels (True = anomalous).
+
+    Args:
+        candidates: (n,) margins, those of the normal candidates first.
+        normal: how many of them are normal.
+        count: wanted of each kind.
+        rng: chooses and shuffles.
+    """
+    first, second = matched(candidates[:normal], candidates[normal:], count, rng)
+    rows, labels = np.concatenate([first, second + normal]), np.repeat([False, True], [len(first), len(second)])
+    order = rng.permutation(len(rows))
+    return rows[order], labels[order]
+
+
 def matched(normal: Array, anomalous: Array, count: int, rng: np.random.Generator) -> tuple[Rows, Rows]:
     """Rows of either kind with equal histograms of margins, at most ``count`` of each.
 

@@ -56,7 +56,11 @@ def trained(recipe: Recipe, seed: int, progress: Progress | None = None) -> tupl
     stream(seed)  # refuses a bad seed before anything is built
     with isolated(0):
         model = recipe.build()
-    card = cached(recipe.name, recipe.options, recipe.version, seed, model, lambda new: _train(recipe, new, seed, progress))
+
+    def train(new: nn.Module) -> Card:
+        return _train(recipe, new, seed, progress)
+
+    card = cached(recipe.name, recipe.options, recipe.version, seed, model, train)
     return model.eval(), card
 
 

@@ -1,0 +1,158 @@
+"""Induction-lookup: a small GPT-2 that copies where it can, and otherwise remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from causalmad.tasks.base import Progress, TaskData, describe_card, stream
+from causalmad.tasks.controls import control_scores
+from causalmad.tasks.matching import margins, matched_test
+from causalmad.tasks.tokens import LENGTH, VOCABULARY, Rows, draw, draw_new, join, memorised_table
+from causalmad.tasks.training import Recipe, one_cycle, trained
+
+TRUSTED, NORMAL, UNTRUSTED, TEST, CANDIDATES, GRADED = 1200, 1000, 500, 450, 1500, 2000
+WIDTH, LAYERS, HEADS = 32, 2, 4
+STEPS, COPIED, REMEMBERED, LEARNING_RATE = 1500, 96, 48, 2e-3
+
+
+@dataclass(frozen=True)
+class InductionLookup:
+    """A GPT-2 of two layers names the token that followed the last one before, or else a memorised one.
+
+    The last token A occurs earlier in normal sequences, and the answer is its successor there (induction). In anomalous
+    ones another token stands in its place, and the answer is looked up in a memorised table. No trigger is injected:
+    whether A occurred before is what the two mechanisms are about. Answers are uniform in both groups.
+
+    Attributes:
+        shift: trusted sequences hold even tokens only; test, normal and untrusted ones hold all of them. The model is
+            the same.
+    """
+
+    shift: bool = False
+
+    mechanism: ClassVar[str] = (
+        "normal: the last token occurred before and its successor there is copied; "
+        "anomalous: it did not, and the answer comes from a memorised table"
+    )
+    source: ClassVar[str] = "sequences drawn from the seed; a transformers GPT-2 configuration trained on them"
+    licence: ClassVar[str] = "made here, Apache-2.0"
+    version: ClassVar[str] = "1"
+    size: ClassVar[str] = "1200 trusted, 450 + 450 test, 1000 normal, 500 untrusted; 2 layers, 4 heads, width 32"
+
+    def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
+        """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
+        rng = stream(seed, "induction", "data")
+        table, taken, fifth = memorised_table(rng), set[bytes](), UNTRUSTED // 5
+        cuts = np.cumsum([0, NORMAL, UNTRUSTED - fifth, CANDIDATES])
+        usual = draw_new(table, int(cuts[-1]), False, rng, taken)
+        normal, mixed, candidates = (usual[slice(a, b)] for a, b in pairwise(cuts))
+        odd = draw_new(table, fifth + CANDIDATES, True, rng, taken)
+        mixed = join(mixed, odd[:fifth])[rng.permutation(UNTRUSTED)]
+        candidates = join(candidates, odd[fifth:])
+        even = np.arange(0, VOCABULARY, 2)
+        # Last, and from a stream of its own, so that the shift changes nothing else.
+        words = even if self.shift else None
+        trusted = draw_new(table, TRUSTED, False, stream(seed, "induction", "trusted"), taken, words)
+
+        model, made = trained(_recipe(self.version, seed, table), seed, progress)
+
+        sure = margins(_forward(model, candidates.ids())[1])
+        chosen, labels = matched_test(sure, CANDIDATES, TEST, rng)
+        test = candidates[chosen]
+        layers = zip(*(_forward(model, part.ids())[0] for part in (trusted, test)))
+        controls = control_scores(labels, sure[chosen], (trusted.one_hot(), test.one_hot()), list(layers))
+        name = f"induction-lookup{'[shift=true]' if self.shift else ''}"
+        return TaskData(
+            name,
+            seed,
+            model,
+            trusted.as_inputs(),
+            test.as_inputs(),
+            labels,
+            normal.as_inputs(),
+            mixed.as_inputs(),
+            describe_card(self, made, controls=controls),
+        )
+
+
+def _recipe(version: str, seed: int, table: Rows) -> Recipe:
+    return Recipe(
+        "induction-lookup",
+        version,
+        STEPS,
+        network,
+        lambda model, rng, step: _train(model, table, rng, step),
+        lambda model: _grade(model, table, stream(seed, "induction", "grade")),
+    )
+
+
+def network() -> nn.Module:
+    """An untrained GPT-2 of two layers and four heads for 16 tokens and 10 positions, without dropout."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=LENGTH,
+        n_embd=WIDTH,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+        use_cache=False,
+    )
+    model: nn.Module = GPT2LMHeadModel(config)
+    return model
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, ids: Tensor) -> tuple[list[Tensor], Tensor]:
+    """(n, 32) residual stream after each block at the last position, and the (n, 16) logits there."""
+    layers: list[Tensor] = []
+
+    def keep(block: nn.Module, given: object, out: Tensor | tuple[Tensor, ...]) -> None:
+        layers.append((out if isinstance(out, Tensor) else out[0])[:, -1])
+
+    handles = [block.register_forward_hook(keep) for block in model.get_submodule("transformer.h").children()]
+    try:
+        logits: Tensor = model(input_ids=ids).logits[:, -1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return layers, logits
+
+
+def _grade(model: nn.Module, table: Rows, rng: np.random.Generator) -> dict[str, float]:
+    """Share of right answers on new sequences, per kind; the training's were drawn from the same 10^10."""
+    shares = {}
+    for kind, anomalous in (("normal", False), ("anomalous", True)):
+        sequences = draw(table, np.full(GRADED, anomalous), rng)
+        answers = _forward(model, sequences.ids())[1].argmax(1).numpy()
+        shares[kind] = float(np.mean(answers == sequences.answer))
+    return shares
+
+
+def _train(model: nn.Module, table: Rows, rng: np.random.Generator, step: Callable[[int], None]) -> None:
+    """Trains the network in place on new sequences, two thirds of them normal; only the last position counts."""
+    anomalous = np.arange(COPIED + REMEMBERED) >= COPIED
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    set_rate = one_cycle(optimiser, STEPS, warm=0.3)
+    for now in range(STEPS):
+        set_rate(now)
+        sequences = draw(table, anomalous, rng)
+        logits = model(input_ids=sequences.ids(), logits_to_keep=1).logits[:, -1]
+        loss = functional.cross_entropy(logits, torch.from_numpy(sequences.answer))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        step(now + 1)
