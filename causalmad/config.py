@@ -153,8 +153,8 @@ def _alternatives(hint: Any, raw: str) -> list[Any]:
 
     def turn(member: Any) -> int:
         if typing.get_origin(member) is tuple:  # a list only where there is something to separate
-            return 0 if ";" in raw else 2
-        return int(member is str)  # text fits everything
+            return 0 if ";" in raw else 3
+        return {float: 1, str: 2}.get(member, 0)  # whole numbers are floats as well, and text fits everything
 
     return sorted(typing.get_args(hint), key=turn)
 

@@ -145,6 +145,11 @@ class Inputs:
         """(n,) hash of each input's content: equal exactly where the model is called with the same values."""
         return tuple(_digest({name: rows[i] for name, rows in self.fields.items()}) for i in range(len(self)))
 
+    def row(self, index: int) -> dict[str, Any]:
+        """One input as people wrote it: its columns and its fields by name (a positional field as ``"input"``)."""
+        fields = {"input" if isinstance(name, int) else name: rows[index] for name, rows in self.fields.items()}
+        return {**fields, **{name: values[index] for name, values in self.columns.items()}}
+
     def block_mask(self, name: str) -> Tensor:
         """Bool mask of one row's shape: where a declared block lies."""
         block, shape = self.blocks[name], self.main[0].shape

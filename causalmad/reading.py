@@ -191,6 +191,8 @@ def _field(values: Any, name: int | str) -> Rows:
         rows = [_single(torch.as_tensor(row)) for row in values]
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputsError(f"field {name!r} cannot be made into tensors: {error}") from error
+    if any(row.ndim == 1 and not row.is_floating_point() for row in rows):
+        rows = [row.long() if row.shape == (0,) else row for row in rows]  # an empty list says nothing of its type
     if len({row.shape for row in rows}) <= 1:
         return torch.stack(rows) if rows else torch.zeros(0, 1)
     if all(row.ndim == 1 and not row.is_floating_point() for row in rows):

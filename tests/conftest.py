@@ -86,13 +86,14 @@ def images() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    """A word-level tokenizer of the words w0 ... w49."""
+    """A word-level tokenizer of the words w2 ... w49."""
     import transformers as hf
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    known = {"<pad>": 0, "<end>": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}
+    words = Tokenizer(models.WordLevel(known, unk_token="<end>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return hf.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", pad_token="w0", eos_token="w1")
+    return hf.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<end>", pad_token="<pad>", eos_token="<end>")
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,8 @@ class Donors:
     def pack(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Tensors and plain data for a file; :meth:`unpack` is the way back."""
         blocks = {k: v.tolist() if isinstance(v, Tensor) else list(v) for k, v in self.inputs.blocks.items()}
-        return self.inputs.pack(), {"ids": list(self.inputs.ids), "count": self.count, "blocks": blocks}
+        data = {"ids": list(self.inputs.ids), "count": self.count, "blocks": blocks}
+        return self.inputs.pack(), {**data, "fields": list(self.inputs.fields)}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], data: Mapping[str, object]) -> Donors:
@@ -65,7 +66,10 @@ class Donors:
             plain = len(block) == 2 and all(type(edge) is int for edge in block)
             blocks[name] = (block[0], block[1]) if plain else torch.tensor(block, dtype=torch.bool)
         ids = [str(key) for key in data["ids"]]  # type: ignore[attr-defined]
-        return cls(Inputs.unpack(tensors, ids, blocks), int(data["count"]))  # type: ignore[call-overload]
+        inputs = Inputs.unpack(tensors, ids, blocks)
+        # The first field carries the input, and a file keeps no order.
+        ordered = {name: inputs.fields[name] for name in data["fields"]}  # type: ignore[attr-defined]
+        return cls(replace(inputs, fields=ordered), int(data["count"]))  # type: ignore[call-overload]
 
 
 def align(donors: Tensor, donor_mask: Tensor | None, which: Tensor, batch: Batch) -> Tensor:

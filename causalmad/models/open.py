@@ -89,8 +89,8 @@ def _unwrap(model: Any, remote: bool | str) -> tuple[nn.Module, Callable[..., An
     if pyvene is not None and isinstance(model, pyvene.IntervenableModel):
         return model.model, tokenizer
     if isinstance(model, nn.Module):
-        compiled = model._modules.get("_orig_mod")  # torch.compile's wrapper, which hooks do not reach into
-        return compiled or model, tokenizer
+        inner = getattr(model, "_orig_mod", None)  # torch.compile's wrapper, which hooks do not reach into
+        return inner if isinstance(inner, nn.Module) else model, tokenizer
     raise ModelError(
         f"a {type(model).__name__} is no model",
         needed="an nn.Module, or a model of transformers, nnsight, pyvene or TransformerLens",

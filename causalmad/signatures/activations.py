@@ -11,7 +11,15 @@ from torch import Tensor
 
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
-from causalmad.signatures.base import Column, Signatures, State, columns_from_data, columns_to_data, signatures
+from causalmad.signatures.base import (
+    Column,
+    Signatures,
+    State,
+    columns_from_data,
+    columns_to_data,
+    require_inputs,
+    signatures,
+)
 from causalmad.sites import Site
 
 
@@ -32,12 +40,19 @@ class Activations:
     positions: int | str = -1
 
     def fit(self, model: OpenModel, trusted: Inputs, seed: int = 0) -> FittedActivations:
-        """Nothing is fitted but the names of the columns, which one input shows."""
-        sites = tuple(site if site.position is not None else site.at(self.positions) for site in self._sites(model))
+        """Nothing is fitted but the names of the columns, which one input shows.
+
+        Raises:
+            FitError: when there is no input.
+            SiteError: when a site does not exist.
+        """
+        require_inputs(trusted)
+        default = self.positions if trusted.tokens else None
+        sites = tuple(site if site.position is not None else site.at(default) for site in self._sites(model))
         (batch,) = model.batches(trusted[:1])
         run = model.run(batch, read=list({site.place: None for site in sites}), output=False)
         columns = tuple(
-            Column(f"{site}[{i}]", str(site), str(i), str(site.position), str(site.place))
+            Column(f"{site}[{i}]", str(site), str(i), _text(site.position), str(site.place))
             for site in sites
             for i in range(features(run.values[site.place], site, batch).shape[1])
         )
@@ -88,3 +103,7 @@ def features(value: Tensor, site: Site, batch: Batch) -> Tensor:
     if part.ndim == 3:
         return part.mean(1)
     return part.mean((2, 3)) if part.ndim == 4 else part.flatten(1)
+
+
+def _text(position: int | str | None) -> str:
+    return "" if position is None else str(position)

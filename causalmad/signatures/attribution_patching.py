@@ -14,7 +14,7 @@ from causalmad.hypotheses import Donors
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures.attributions import Attributor, Baseline, places_of
-from causalmad.signatures.base import Column, Signatures, State, columns_from_data, columns_to_data, signatures
+from causalmad.signatures.base import Column, Signatures, State, columns_from_data, columns_to_data, require_inputs, signatures
 from causalmad.signatures.columns import Reduced, by_place, join, scales_of, signed_log
 from causalmad.signatures.sums import unit_sums
 from causalmad.signatures.units import Group, groups, groups_from_data, groups_to_data
@@ -67,6 +67,7 @@ class AttributionPatching:
         Raises:
             FitError: when the units do not exist, or the trusted inputs are too few for donors.
         """
+        require_inputs(trusted)
         found = groups(model, trusted, self.units)
         places = places_of(model, trusted, found)
         flat = _flat(places)

@@ -45,7 +45,7 @@ class Baseline:
             for place, value in values.items():
                 kept = value if batch.mask is None else value[batch.mask]
                 sums[place] = sums.get(place, 0) + kept.double().sum(0)
-        return cls({place: (total / count).float() for place, total in sums.items()})
+        return cls({place: (sums[place] / count).float() for place in places})
 
     @classmethod
     def of_donors(cls, model: OpenModel, donors: Donors, places: Sequence[Place]) -> Baseline:

@@ -99,6 +99,16 @@ def columns_from_data(data: Any) -> tuple[Column, ...]:
     return tuple(Column(**{key: str(value) for key, value in row.items()}) for row in data)
 
 
+def require_inputs(trusted: Inputs) -> None:
+    """There is something to fit on.
+
+    Raises:
+        FitError: when there is not.
+    """
+    if not len(trusted):
+        raise FitError("no trusted inputs at all", needed="at least one input on which the model behaves normally")
+
+
 def signatures(inputs: Inputs, columns: tuple[Column, ...], values: npt.NDArray[Any]) -> Signatures:
     """A checked result.
 

@@ -22,6 +22,8 @@ from causalmad.targets import Target, divergence
 Patch: TypeAlias = Callable[[Tensor], Tensor]
 EditBatch: TypeAlias = Callable[[Batch], tuple[Batch, dict[Place, Patch]]]
 
+_ROUNDINGS = 16  # logits that differ by at most this many roundings (of the largest) are the same logits
+
 
 @dataclass(frozen=True)
 class Effects:
@@ -71,7 +73,9 @@ class Resampler:
             which: (batch, donors) the donors of every input.
             group: the units.
         """
-        clean = self.model.logits(batch)
+        # In single precision a small divergence is mostly the rounding of its logarithms.
+        clean = self.model.logits(batch).double()
+        rounding = _ROUNDINGS * torch.finfo(torch.float32).eps * clean.abs().amax(-1)
         counts = group.count(batch)
         shape = (len(batch), int(counts.max()), which.shape[1])
         kl, change = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
@@ -79,7 +83,10 @@ class Resampler:
         for rows, units, donors, edit in self._variants(batch, which, group, counts):
             again = _pick(batch, rows)
             stacked, patches = edit(again)
-            logits = self.model.logits(stacked, patches)
+            logits = self.model.logits(stacked, patches).double()
+            # The same logits from a batch of another shape differ in their last bits: that is no effect.
+            same = (logits - clean[rows]).abs().amax(-1) <= rounding[rows]
+            logits = torch.where(same[:, None], clean[rows], logits)
             read = self.target.bind(clean[rows])
             kl[rows, units, donors] = divergence(reference[rows], log_softmax(logits, -1)).float().cpu()
             change[rows, units, donors] = (read(logits) - read(clean[rows])).float().cpu()

@@ -13,7 +13,7 @@ from causalmad.errors import FitError
 from causalmad.hypotheses import Donors
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
-from causalmad.signatures.base import Column, Signatures, State, columns_from_data, columns_to_data, signatures
+from causalmad.signatures.base import Column, Signatures, State, columns_from_data, columns_to_data, require_inputs, signatures
 from causalmad.signatures.columns import Reduced, by_place, by_rank, join, scales_of, signed_log
 from causalmad.signatures.effects import Effects, Resampler
 from causalmad.signatures.units import Group, groups, groups_from_data, groups_to_data
@@ -65,6 +65,7 @@ class ResamplingProfile:
         Raises:
             FitError: when the trusted inputs are too few, or the units do not exist.
         """
+        require_inputs(trusted)
         donors = Donors.draw(trusted, self.donors, seed)
         found = groups(model, trusted, self.units)
         longest = int(trusted.lengths.max()) if trusted.tokens else 0

@@ -99,7 +99,7 @@ def _write(folder: Path, key: Mapping[str, object], model: nn.Module, card: Card
         weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         save_file(weights, new / "model.safetensors")
         card = {**card, "sha256": _sha256(new / "model.safetensors")}
-        (new / "card.json").write_text(json.dumps(card, indent=1, sort_keys=True), encoding="utf-8")
+        (new / "card.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
         for path in (*new.iterdir(), new):
             _flush(path)
         for turn in range(3):

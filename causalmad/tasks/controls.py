@@ -13,12 +13,14 @@ Array = npt.NDArray[np.float64]
 
 def distances(trusted: Array, rows: Array) -> Array:
     """(n,) squared Mahalanobis distance of rows from trusted rows: standardised columns, Ledoit-Wolf covariance."""
-    from sklearn.covariance import LedoitWolf
+    from scipy.linalg import cho_factor, cho_solve
+    from sklearn.covariance import ledoit_wolf
 
     centre, scale = trusted.mean(0), trusted.std(0)
     used = scale > 1e-8
-    fit = LedoitWolf().fit((trusted[:, used] - centre[used]) / scale[used])
-    found: Array = fit.mahalanobis((rows[:, used] - centre[used]) / scale[used])
+    covariance, _ = ledoit_wolf((trusted[:, used] - centre[used]) / scale[used])
+    off = (rows[:, used] - centre[used]) / scale[used]
+    found: Array = np.sum(off * cho_solve(cho_factor(covariance), off.T).T, axis=1)
     return found
 
 

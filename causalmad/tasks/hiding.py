@@ -15,18 +15,29 @@ LEAST_VARIANCE = 1e-5  # a dead unit has none
 
 
 @dataclass
-class _Moments:
-    """Running first and second moments of the normal activations of one layer."""
+class Moments:
+    """First (width,) and second (width, width) moments of rows of activations."""
 
     first: Tensor
     second: Tensor
     updates: int = 0
 
-    def update(self, first: Tensor, second: Tensor) -> None:
+    @classmethod
+    def zero(cls, width: int) -> Moments:
+        """Moments of nothing yet."""
+        return cls(torch.zeros(width), torch.zeros(width, width))
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Moments:
+        """The moments of (n, width) rows."""
+        return cls(rows.mean(0), rows.T @ rows / len(rows))
+
+    def follow(self, other: Moments) -> None:
+        """Moves a step towards other moments: their plain average at first, then with a fading memory."""
         self.updates += 1
         share = 1 - min(DECAY, 1 - 1 / self.updates)
-        self.first.lerp_(first, share)
-        self.second.lerp_(second, share)
+        self.first.lerp_(other.first, share)
+        self.second.lerp_(other.second, share)
 
 
 @dataclass
@@ -41,7 +52,7 @@ class MahalanobisPenalty:
     through which the gradient flows: the network may widen the normal inputs' spread as well as move the others.
     """
 
-    layers: list[_Moments] = field(default_factory=list)
+    layers: list[Moments] = field(default_factory=list)
 
     def __call__(self, activations: Sequence[Tensor], anomalous: Tensor) -> Tensor:
         """The penalty () of a batch; its normal rows update the running moments.
@@ -50,33 +61,19 @@ class MahalanobisPenalty:
             activations: (n, width) of each layer.
             anomalous: (n,) bool.
         """
-        self.update(activations, anomalous)
+        joined = [*activations, torch.cat(list(activations), 1)]
+        if not self.layers:
+            self.layers = [Moments.zero(values.shape[1]) for values in joined]
         gaps = []
-        for moments, values in zip(self.layers, self._joined(activations)):
-            logs = squared_distances(values, ~anomalous, moments.first, moments.second).log()
+        for running, values in zip(self.layers, joined):
+            own = Moments.of(values.detach()[~anomalous])
+            running.follow(own)
+            logs = squared_distances(values, ~anomalous, running, own).log()
             gaps.append(logs[anomalous].mean() - logs[~anomalous].mean())
         return torch.stack(gaps).square().sum()
 
-    @torch.no_grad()
-    def update(self, activations: Sequence[Tensor], anomalous: Tensor) -> None:
-        """Lets the running moments follow the normal rows of a batch."""
-        joined = self._joined(activations)
-        if not self.layers:
-            sizes = [values.shape[1] for values in joined]
-            self.layers = [_Moments(torch.zeros(size), torch.zeros(size, size)) for size in sizes]
-        for moments, values in zip(self.layers, joined):
-            moments.update(*_moments(values[~anomalous]))
 
-    @staticmethod
-    def _joined(activations: Sequence[Tensor]) -> list[Tensor]:
-        return [*activations, torch.cat(list(activations), 1)]
-
-
-def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    return rows.mean(0), rows.T @ rows / len(rows)
-
-
-def squared_distances(values: Tensor, normal: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def squared_distances(values: Tensor, normal: Tensor, running: Moments, own: Moments) -> Tensor:
     """(n,) squared Mahalanobis distances, differentiable in ``values`` everywhere they enter.
 
     The gradient is exact without differentiating a matrix inverse: for q = z' inv(C) z and v = inv(C) z,
@@ -85,24 +82,22 @@ def squared_distances(values: Tensor, normal: Tensor, first: Tensor, second: Ten
     Args:
         values: (n, width) activations.
         normal: (n,) bool, the rows that belong to the reference.
-        first: (width,) running mean of the reference.
-        second: (width, width) running second moment of the reference.
+        running: moments of earlier reference rows.
+        own: moments of the reference rows in ``values``.
     """
-    rows = values[normal]
     with torch.no_grad():
-        own_first, own_second = _moments(rows)
-        centre = MEMORY * first + (1 - MEMORY) * own_first
-        covariance = MEMORY * second + (1 - MEMORY) * own_second - torch.outer(centre, centre)
+        centre = MEMORY * running.first + (1 - MEMORY) * own.first
+        covariance = MEMORY * running.second + (1 - MEMORY) * own.second - torch.outer(centre, centre)
         variance = covariance.diagonal().clamp_min(LEAST_VARIANCE)
         shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * variance.diag()
-        inverse = _inverse(shrunk, variance.sqrt())
-        solved = (values - centre) @ inverse
-        value = (solved * (values - centre)).sum(1)
-    moving_centre = centre + (1 - MEMORY) * (rows.mean(0) - rows.mean(0).detach())
-    off = rows - centre
-    spread = (1 - SHRINKAGE) * (solved @ off.T).square().mean(1) + SHRINKAGE * (solved**2 @ (off**2).T).mean(1)
-    change = 2 * (solved * (values - moving_centre)).sum(1) - (1 - MEMORY) * spread
-    distances: Tensor = value + change - change.detach()
+        solved = (values - centre) @ _inverse(shrunk, variance.sqrt())
+    off = values - centre
+    rows = off[normal]
+    moved = (1 - MEMORY) * rows.mean(0)  # the batch's own share in the centre
+    value = (solved * off).sum(1)
+    spread = (1 - SHRINKAGE) * (solved @ rows.T).square().mean(1) + SHRINKAGE * solved**2 @ rows.square().mean(0)
+    change = 2 * (value - solved @ moved) - (1 - MEMORY) * spread
+    distances: Tensor = value.detach() + change - change.detach()
     return distances.clamp_min(1e-3)
 
 
@@ -111,5 +106,6 @@ def _inverse(matrix: Tensor, scale: Tensor) -> Tensor:
     scales = torch.outer(scale, scale)
     factor, failed = torch.linalg.cholesky_ex(matrix / scales)
     if failed.item():  # rounding: a unit that is almost dead
-        return torch.linalg.pinv((matrix / scales).double(), hermitian=True).to(matrix.dtype) / scales
-    return torch.cholesky_inverse(factor) / scales
+        return torch.linalg.pinv((matrix / scales).double(), hermitian=True).to(matrix.dtype).div(scales)
+    inverse: Tensor = torch.cholesky_inverse(factor) / scales
+    return inverse

@@ -1,0 +1,9 @@
+from .controls import control_aurocs as control_aurocs
+from .metrics import auroc as auroc
+from .metrics import average_precision as average_precision
+from .metrics import interval95 as interval95
+from .metrics import tpr_at_fpr as tpr_at_fpr
+from .protocol import evaluate as evaluate
+from .protocol import evaluate_seed as evaluate_seed
+from .results import Evaluation as Evaluation
+from .results import SeedResult as SeedResult

@@ -1,0 +1,122 @@
+"""The protocol: fit on trusted inputs of a task, score its test inputs, count false alarms on fresh normal ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from causalmad.calibration.interval import beta_binomial_interval
+from causalmad.config import parse_spec
+from causalmad.detector import Detector, FittedDetector, versions
+from causalmad.errors import CalibrationError, SpecError
+from causalmad.evaluation.controls import control_aurocs
+from causalmad.evaluation.metrics import auroc, average_precision, tpr_at_fpr
+from causalmad.evaluation.results import Evaluation, SeedResult
+from causalmad.names import detector_text, parse_detector
+from causalmad.tasks.base import Task, TaskData
+
+RATES = ("0.01", "0.05")
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with (what is being done, steps done, steps in all); 0 steps in all = their number is not known."""
+
+
+def evaluate(
+    task: str | Task,
+    detector: str | Detector,
+    seeds: int | Iterable[int] = 5,
+    *,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """A detector on a task, over several seeds; each has its own model, data and fit, and the controls beside it.
+
+    Args:
+        task: a task, or its text such as ``induction-lookup[shift=true]``.
+        detector: a detector, or its text such as ``activations+mahalanobis``.
+        seeds: how many (from 0 on), or which.
+        progress: called with what is being done.
+
+    Raises:
+        SpecError: on unknown names or options, or no seeds.
+        TaskError: when a task's model does not learn what it should.
+    """
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise SpecError(f"seeds={seeds!r}", needed="at least one seed, each once", tries=["seeds=5", "seeds=(0, 1, 2)"])
+    spec: Task = parse_spec("tasks", task) if isinstance(task, str) else task
+    parts = parse_detector(detector) if isinstance(detector, str) else detector
+    say = progress or _silent
+    results, name = [], ""
+    for seed in chosen:
+        data = spec.load(seed, progress=lambda done, total, seed=seed: say(f"seed {seed}: training", done, total))  # type: ignore[misc]
+        say(f"seed {seed}: fitting and scoring", 0, 0)
+        results.append(evaluate_seed(data, parts, seed)[0])
+        say(f"seed {seed}: fitting and scoring", 1, 1)
+        name = data.name
+    wanted = task if isinstance(task, str) else name
+    text = detector if isinstance(detector, str) else detector_text(parts)
+    return Evaluation(wanted, text, tuple(results), versions())
+
+
+def evaluate_seed(data: TaskData, detector: Detector, seed: int = 0) -> tuple[SeedResult, FittedDetector]:
+    """The numbers of a detector on a loaded task, and the fitted detector; labels are used for the metrics only.
+
+    Args:
+        data: what the task's ``load`` gave.
+        detector: what is fitted.
+        seed: of the fit.
+    """
+    started = time.perf_counter()
+    fitted = detector.fit(data.model, data.trusted, data.untrusted, seed=seed)
+    fit_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    scores = fitted.score(data.test)
+    score_seconds = time.perf_counter() - started
+    sizes = {
+        "trusted": len(data.trusted),
+        "calibration": len(fitted.provenance["ids"]["calibration"]),
+        "test": len(data.test),
+        "normal": len(data.normal),
+    }
+    shares, intervals, notes = _false_alarms(fitted, data, sizes["calibration"])
+    accuracy = data.card.get("accuracy", {})
+    result = SeedResult(
+        seed,
+        auroc(data.labels, scores),
+        average_precision(data.labels, scores),
+        {rate: tpr_at_fpr(data.labels, scores, float(rate)) for rate in RATES},
+        shares,
+        intervals,
+        fit_seconds,
+        score_seconds,
+        sizes,
+        control_aurocs(data, seed),
+        accuracy if isinstance(accuracy, Mapping) else {"all": accuracy},
+        notes,
+    )
+    return result, fitted
+
+
+def _false_alarms(
+    fitted: FittedDetector, data: TaskData, held_out: int
+) -> tuple[dict[str, float | None], dict[str, tuple[float, float] | None], tuple[str, ...]]:
+    """Share of fresh normal inputs flagged per alpha, the interval in which it should lie, and what to say about it."""
+    p_values = fitted.calibrator.p_values(fitted.score(data.normal))
+    shares: dict[str, float | None] = {}
+    intervals: dict[str, Any] = {}
+    notes = []
+    for text in RATES:
+        alpha = float(text)
+        try:
+            fitted.calibrator.require(alpha)
+            shares[text] = float((p_values <= alpha).mean())
+            intervals[text] = beta_binomial_interval(held_out, len(data.normal), alpha, 0.99)
+        except CalibrationError as error:
+            shares[text] = intervals[text] = None
+            notes.append(error.what)
+    return shares, intervals, tuple(notes)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody asked for."""

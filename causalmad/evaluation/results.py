@@ -1,0 +1,164 @@
+"""What an evaluation gives: numbers per seed, their mean, and the controls beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from causalmad.evaluation.metrics import interval95
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """A detector on a task, for one seed: its own model, data and fit.
+
+    Attributes:
+        seed: of the task and of the detector.
+        auroc: chance that an anomalous test input scores above a normal one.
+        average_precision: area under the precision-recall curve.
+        tpr_at_fpr: share of normal test inputs, as text -> share of anomalies found at that threshold.
+        fpr_at_alpha: alpha, as text -> share of fresh normal inputs flagged; None where alpha is out of reach.
+        fpr_interval99: alpha -> interval that holds this share for 99 % of calibration and test sets of these sizes,
+            when normal inputs are exchangeable with trusted ones; None where alpha is out of reach.
+        fit_seconds: wall time of the fit.
+        score_seconds: wall time of scoring the test inputs.
+        sizes: how many inputs there were: ``trusted``, ``calibration``, ``test``, ``normal``.
+        controls: name of a surface control -> its AUROC on the same test inputs; None where it could not be fitted.
+        accuracy: kind of input -> share that the model answers right, from the task's card.
+        notes: what a reader of the numbers has to know.
+    """
+
+    seed: int
+    auroc: float
+    average_precision: float
+    tpr_at_fpr: Mapping[str, float]
+    fpr_at_alpha: Mapping[str, float | None]
+    fpr_interval99: Mapping[str, tuple[float, float] | None]
+    fit_seconds: float
+    score_seconds: float
+    sizes: Mapping[str, int]
+    controls: Mapping[str, float | None]
+    accuracy: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def to_data(self) -> dict[str, Any]:
+        """The numbers as JSON data; the controls stand with the evaluation."""
+        intervals = {alpha: None if pair is None else list(pair) for alpha, pair in self.fpr_interval99.items()}
+        return {
+            "seed": self.seed,
+            "auroc": self.auroc,
+            "average_precision": self.average_precision,
+            "tpr_at_fpr": dict(self.tpr_at_fpr),
+            "fpr_at_alpha": dict(self.fpr_at_alpha),
+            "fpr_interval99": intervals,
+            "fit_seconds": round(self.fit_seconds, 3),
+            "score_seconds": round(self.score_seconds, 3),
+            "sizes": dict(self.sizes),
+            "accuracy": dict(self.accuracy),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A detector on a task, over several seeds.
+
+    Attributes:
+        task: the task as it is written on the command line.
+        detector: the detector as it is written there.
+        seeds: one result each.
+        versions: of what the numbers depend on.
+    """
+
+    task: str
+    detector: str
+    seeds: tuple[SeedResult, ...]
+    versions: Mapping[str, str]
+
+    @property
+    def auroc(self) -> float:
+        """Mean AUROC over the seeds."""
+        return float(np.mean([result.auroc for result in self.seeds]))
+
+    @property
+    def worst(self) -> float:
+        """The lowest AUROC of any seed."""
+        return min(result.auroc for result in self.seeds)
+
+    @property
+    def controls(self) -> dict[str, tuple[float | None, ...]]:
+        """Name of a surface control -> its AUROC for each seed; None where it could not be fitted or does not apply."""
+        names = dict.fromkeys(name for result in self.seeds for name in result.controls)
+        return {name: tuple(result.controls.get(name) for result in self.seeds) for name in names}
+
+    def to_data(self) -> dict[str, Any]:
+        """The evaluation as JSON data; an interval over one seed is ``[null, null]``."""
+        return {
+            "task": self.task,
+            "detector": self.detector,
+            "seeds": [result.to_data() for result in self.seeds],
+            "auroc": {**_summary([result.auroc for result in self.seeds]), "worst": self.worst},
+            "controls": {name: {**_summary(values), "seeds": list(values)} for name, values in self.controls.items()},
+            "versions": dict(self.versions),
+        }
+
+    def __str__(self) -> str:
+        """The evaluation as plain text."""
+        from causalmad.explanation import plain
+
+        return "\n".join(plain(table) for table in self.tables())
+
+    def tables(self) -> tuple[Any, Any]:
+        """Rich tables: the seeds, and the detector among the controls."""
+        from rich.table import Table
+        from rich.text import Text  # square brackets in a name are no markup
+
+        alphas = list(self.seeds[0].fpr_at_alpha)
+        rates = list(self.seeds[0].tpr_at_fpr)
+        notes = dict.fromkeys(note for result in self.seeds for note in result.notes)
+        title = f"{self.detector} on {self.task}"
+        each = Table(
+            title=Text(title),
+            caption=Text("\n".join(notes)) if notes else None,
+            title_justify="left",
+            caption_justify="left",
+        )
+        headings = ["AUROC", "AP", *(f"TPR at FPR {r}" for r in rates), *(f"normals flagged at {a}" for a in alphas)]
+        for heading in ("seed", *headings, "fit s", "score s"):
+            each.add_column(heading, justify="right")
+        for result in self.seeds:
+            shares = (*result.tpr_at_fpr.values(), *result.fpr_at_alpha.values())
+            times = (f"{result.fit_seconds:.1f}", f"{result.score_seconds:.1f}")
+            each.add_row(str(result.seed), *map(_number, (result.auroc, result.average_precision, *shares)), *times)
+        both = Table(title="AUROC beside the surface controls", title_justify="left")
+        for heading, side in (("", "left"), ("mean", "right"), ("95 % interval", "right"), ("lowest", "right")):
+            both.add_column(heading, justify=side)  # type: ignore[arg-type]
+        ours = tuple(result.auroc for result in self.seeds)
+        for name, values in ((f"{self.detector} (this detector)", ours), *self.controls.items()):
+            both.add_row(Text(name), *_cells(values))
+        return each, both
+
+
+def _summary(values: list[float] | tuple[float | None, ...]) -> dict[str, Any]:
+    """Mean and interval of the values that there are."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return {"mean": None, "ci95": [None, None]}
+    ends = interval95(found)
+    return {"mean": float(np.mean(found)), "ci95": [None if math.isnan(end) else end for end in ends]}
+
+
+def _cells(values: tuple[float | None, ...]) -> tuple[str, str, str]:
+    summary = _summary(values)
+    low, high = summary["ci95"]
+    found = [value for value in values if value is not None]
+    span = "" if low is None else f"{low:.3f} to {high:.3f}"
+    return _number(summary["mean"]), span, _number(min(found) if found else None)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"

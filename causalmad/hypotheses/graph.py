@@ -1,0 +1,242 @@
+"""Hypothesis: a claim about a circuit, as a plain ``networkx.DiGraph`` of claimed variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import numpy as np
+
+from causalmad.errors import HypothesisError
+
+if TYPE_CHECKING:
+    from causalmad.hypotheses.checks import Report
+
+OUTPUT = "output"
+
+Value = Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claimed variable.
+
+    Attributes:
+        name: the node.
+        at: site texts where the variable is said to be.
+        value: the variable as a function of the raw input (:meth:`causalmad.Inputs.row`): hashable, or an array, which
+            is compared to within ``tolerance``. None claims a place without saying what it holds.
+        mechanism: the variable as a function of its parents' values, by keyword; with one on every inner node the graph
+            is a causal model, and an interchange has a predicted answer.
+        tolerance: largest difference between entries of arrays that count as the same value.
+    """
+
+    name: str
+    at: tuple[str, ...]
+    value: Value | None = None
+    mechanism: Callable[..., Any] | None = None
+    tolerance: float = 1e-6
+
+    def of(self, row: Mapping[str, Any]) -> Hashable:
+        """The value on one input, in a form that can be compared by ``==``: arrays on the grid of the tolerance.
+
+        Raises:
+            HypothesisError: when the function fails or its result cannot be compared.
+        """
+        if self.value is None:
+            raise HypothesisError(f"node {self.name!r} claims a place without a value", tries=["value=lambda x: ..."])
+        try:
+            found = self.value(row)
+        except Exception as error:
+            raise HypothesisError(
+                f"value() of node {self.name!r} failed: {type(error).__name__}: {error}",
+                needed=f"a function of one input, with the keys {sorted(row)}",
+            ) from error
+        return comparable(found, self.tolerance, self.name)
+
+
+class Hypothesis:
+    """A claim about a circuit: where variables are, what they hold, and where information flows.
+
+    Args:
+        graph: nodes with the attributes ``at`` (site text or a list of them), ``value``, optionally ``mechanism`` and
+            ``tolerance``; edges mean "information is claimed to flow". The node ``causalmad.OUTPUT`` stands for the
+            model's output; it may have a ``mechanism``, which predicts the output's class. Sites that no node names are
+            claimed to be irrelevant.
+
+    Raises:
+        HypothesisError: with every defect of the graph that can be seen without a model.
+
+    Example:
+        >>> import networkx as nx
+        >>> claim = nx.DiGraph(name="parity")
+        >>> claim.add_node("sum", at="1", value=lambda x: int(x["input"].sum()))
+        >>> claim.add_edge("sum", OUTPUT)
+        >>> Hypothesis(claim).claims[0].name
+        'sum'
+
+    References:
+        Chan et al. 2022, "Causal scrubbing"; Geiger et al. 2021, arXiv 2106.02997.
+    """
+
+    def __init__(self, graph: nx.DiGraph) -> None:
+        problems = graph_problems(graph)
+        if problems:
+            raise problems_error(str(getattr(graph, "name", "")), problems)
+        self._graph = nx.freeze(graph.copy())
+
+    @property
+    def name(self) -> str:
+        """Name of the graph."""
+        return str(self._graph.name or "hypothesis")
+
+    @cached_property
+    def claims(self) -> tuple[Claim, ...]:
+        """The claimed variables, causes before effects."""
+        order = [node for node in nx.lexicographical_topological_sort(self._graph, key=str) if node != OUTPUT]
+        return tuple(self._claim(node) for node in order)
+
+    @property
+    def output_mechanism(self) -> Callable[..., Any] | None:
+        """The output's class as a function of its parents' values, if the graph says so."""
+        mechanism: Callable[..., Any] | None = self._graph.nodes[OUTPUT].get("mechanism")
+        return mechanism
+
+    def claim(self, name: str) -> Claim:
+        """One claimed variable."""
+        return next(claim for claim in self.claims if claim.name == name)
+
+    def parents(self, name: str) -> tuple[str, ...]:
+        """The claimed causes of a node (or of ``OUTPUT``), in a fixed order."""
+        return tuple(sorted(map(str, self._graph.predecessors(name))))
+
+    def to_networkx(self) -> nx.DiGraph:
+        """A copy of the graph."""
+        return nx.DiGraph(self._graph)
+
+    @classmethod
+    def from_circuit(cls, circuit: nx.DiGraph | Iterable[Any], name: str = "circuit") -> Hypothesis:
+        """A claim of places without values: the nodes of a circuit are said to do all the work.
+
+        Args:
+            circuit: site texts; or pairs of them (edges); or a DiGraph whose nodes are site texts or have ``at``.
+            name: name of the hypothesis.
+        """
+        graph = nx.DiGraph(name=name)
+        if isinstance(circuit, nx.DiGraph):
+            graph.add_nodes_from((str(n), {"at": data.get("at", str(n))}) for n, data in circuit.nodes(data=True))
+            graph.add_edges_from((str(a), str(b)) for a, b in circuit.edges)
+        else:
+            for part in circuit:
+                if isinstance(part, (tuple, list)):
+                    graph.add_edge(*map(str, part))
+                else:
+                    graph.add_node(str(part))
+        for node in list(graph):
+            if node == OUTPUT:
+                continue
+            graph.nodes[node].setdefault("at", node)
+            if not any(graph.successors(node)):
+                graph.add_edge(node, OUTPUT)
+        return cls(graph)
+
+    def check(self, model: Any, trusted: Any, *, seed: int = 0) -> Report:
+        """Every defect of the claim on this model and these trusted inputs at once; see :mod:`checks`."""
+        from causalmad.hypotheses.checks import check
+
+        return check(self, model, trusted, seed=seed)
+
+    def draw(self, ax: Any = None, failing: Iterable[str] = ()) -> Any:
+        """The graph drawn on matplotlib axes, causes to the left; nodes in ``failing`` are marked."""
+        from causalmad.hypotheses.drawing import draw
+
+        return draw(self, ax, failing)
+
+    def __eq__(self, other: object) -> bool:
+        """Same nodes, attributes and edges."""
+        return isinstance(other, Hypothesis) and _plain(self._graph) == _plain(other._graph)
+
+    def __hash__(self) -> int:
+        """Hash of the names and edges."""
+        return hash((self.name, tuple(sorted(map(str, self._graph.edges)))))
+
+    def __repr__(self) -> str:
+        """Name and size."""
+        return f"Hypothesis({self.name!r}, {len(self.claims)} claims, {self._graph.number_of_edges()} edges)"
+
+    def _claim(self, node: str) -> Claim:
+        data = self._graph.nodes[node]
+        at = (data["at"],) if isinstance(data["at"], str) else tuple(data["at"])
+        return Claim(node, at, data.get("value"), data.get("mechanism"), float(data.get("tolerance", 1e-6)))
+
+
+def graph_problems(graph: nx.DiGraph) -> list[str]:
+    """What is wrong with a graph before any model is seen, one line each."""
+    if not isinstance(graph, nx.DiGraph):
+        return [f"a {type(graph).__name__} is no networkx.DiGraph"]
+    problems = []
+    if OUTPUT not in graph:
+        problems.append(f"no edge leads to causalmad.OUTPUT ({OUTPUT!r}), so nothing is claimed about the output")
+    for cycle in nx.simple_cycles(graph):
+        problems.append("cycle: " + " -> ".join(map(str, [*cycle, cycle[0]])))
+    for node, data in graph.nodes(data=True):
+        problems += [f"node {node!r}: {problem}" for problem in _node_problems(graph, node, data)]
+    return problems
+
+
+def problems_error(name: str, problems: list[str]) -> HypothesisError:
+    """All problems in one error."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return HypothesisError(f"{count} in {name or 'the hypothesis'!r}:\n" + "\n".join(f"  {line}" for line in problems))
+
+
+def comparable(value: Any, tolerance: float, node: str) -> Hashable:
+    """A value in a form that ``==`` can compare.
+
+    Raises:
+        HypothesisError: when it is neither hashable nor an array of numbers.
+    """
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.generic):
+        return value.item()  # type: ignore[no-any-return]
+    if isinstance(value, (np.ndarray, list)):
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            raise HypothesisError(f"value() of node {node!r} is an array of {array.dtype}", needed="numbers")
+        if array.ndim == 0:
+            return array.item()  # type: ignore[no-any-return]
+        return (array.shape, tuple(np.round(array.astype(float) / tolerance).astype(np.int64).ravel().tolist()))
+    try:
+        hash(value)
+    except TypeError as error:
+        raise HypothesisError(
+            f"value() of node {node!r} is a {type(value).__name__}, which is not hashable",
+            needed="a number, text, a tuple of them, or an array",
+            tries=["tuple(...)", "np.array(...)"],
+        ) from error
+    return value  # type: ignore[no-any-return]
+
+
+def _node_problems(graph: nx.DiGraph, node: Any, data: Mapping[str, Any]) -> list[str]:
+    if node == OUTPUT:
+        return ["the output has no effects"] if any(graph.successors(node)) else []
+    problems = []
+    if not isinstance(node, str):
+        problems.append("names are texts")
+    at = data.get("at")
+    if not at or not (isinstance(at, str) or all(isinstance(site, str) for site in at)):
+        problems.append("at= is missing: a site such as 'transformer.h.5.attn#head=3@-1', or a list of them")
+    problems += [f"{k}= is not a function" for k in ("value", "mechanism") if data.get(k) and not callable(data[k])]
+    unknown = set(data) - {"at", "value", "mechanism", "tolerance", "weight", "layer"}
+    problems += [f"unknown attribute {key!r}" for key in sorted(unknown)]
+    if OUTPUT in graph and not nx.has_path(graph, node, OUTPUT):
+        problems.append("unreachable: no path leads from it to the output")
+    return problems
+
+
+def _plain(graph: nx.DiGraph) -> tuple[Any, Any]:
+    return dict(graph.nodes(data=True)), set(graph.edges)

@@ -1,0 +1,67 @@
+"""Detectors as text: ``signature+reference``, each part with its options in square brackets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from causalmad.calibration import Conformal
+from causalmad.config import parse_spec, split_outside, to_config
+from causalmad.detector import Detector
+from causalmad.errors import CausalmadError, SpecError
+
+_PARTS = ("signatures", "references", "calibrators")
+
+
+def parse_detector(text: str) -> Detector:
+    """The detector that ``signature+reference`` or ``signature+reference+calibrator`` stands for.
+
+    Args:
+        text: for example ``attribution-patching[units=blocks]+mahalanobis``; without a third part the calibrator is
+            ``conformal``. A reference may also be one of scikit-learn's, such as ``isolation-forest``.
+
+    Raises:
+        SpecError: on another number of parts, or an unknown name or option (with the nearest three).
+    """
+    parts = [part.strip() for part in split_outside(text, "+")]
+    if len(parts) not in (2, 3) or not all(parts):
+        raise SpecError(
+            f"{text!r} is no detector",
+            needed="signature+reference, or signature+reference+calibrator",
+            tries=[f"{parts[0] or 'activations'}+mahalanobis", "causalmad list"],
+        )
+    return Detector(*(parse_spec(kind, part) for kind, part in zip(_PARTS, parts)))
+
+
+def detector_text(detector: Detector) -> str:
+    """A detector as :func:`parse_detector` reads it; options at their defaults are left out.
+
+    A part that is in no catalogue stands as the name of its class, which cannot be read back.
+    """
+    parts: list[Any] = [detector.signature, detector.reference]
+    if detector.calibrator != Conformal():
+        parts.append(detector.calibrator)
+    return "+".join(_spec_text(kind, part) for kind, part in zip(_PARTS, parts))
+
+
+def _spec_text(kind: str, spec: object) -> str:
+    try:
+        config = to_config(kind, spec)
+        usual = to_config(kind, parse_spec(kind, config["name"]))
+    except CausalmadError:
+        return type(spec).__name__
+    changed = {key: value for key, value in config["options"].items() if usual["options"].get(key) != value}
+    return _written(config["name"], changed)
+
+
+def _written(name: str, options: dict[str, Any]) -> str:
+    inside = ",".join(f"{key}={_value(value)}" for key, value in options.items())
+    return f"{name}[{inside}]" if inside else name
+
+
+def _value(value: Any) -> str:
+    """An option's value from JSON data."""
+    if isinstance(value, dict):
+        return _written(value["name"], value["options"])
+    if isinstance(value, list):
+        return ";".join(map(_value, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

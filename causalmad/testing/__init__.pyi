@@ -1,0 +1,2 @@
+from .toys import Toy as Toy
+from .toys import toy as toy
