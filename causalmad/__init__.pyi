@@ -1,5 +1,6 @@
 from . import calibration as calibration
 from . import evaluation as evaluation
+from . import hypotheses as hypotheses
 from . import references as references
 from . import signatures as signatures
 from . import targets as targets
@@ -9,6 +10,10 @@ from .detector import Detector as Detector
 from .detector import FittedDetector as FittedDetector
 from .errors import CausalmadError as CausalmadError
 from .explanation import Explanation as Explanation
+from .hypotheses import OUTPUT as OUTPUT
+from .hypotheses import Hypothesis as Hypothesis
+from .hypotheses import interchange_accuracy as interchange_accuracy
+from .hypotheses import scrub as scrub
 from .inputs import Inputs as Inputs
 from .models import OpenModel as OpenModel
 from .models import open_model as open_model

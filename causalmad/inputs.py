@@ -57,16 +57,15 @@ class Batch:
         name = next(iter(self.fields))
         return replace(self, fields={**self.fields, name: values})
 
-    def repeat(self, times: int) -> Batch:
-        """Every input ``times`` times in a row: 0, 0, 1, 1, ... for two."""
-        again = np.repeat(np.arange(len(self)), times)
-        index = torch.as_tensor(again, device=self.main.device)
+    def take(self, rows: npt.NDArray[np.int64]) -> Batch:
+        """The inputs at some rows of this batch, in that order and as often as they are named."""
+        index = torch.as_tensor(rows, device=self.main.device)
         return Batch(
-            self.rows[again],
+            self.rows[rows],
             {name: value[index] for name, value in self.fields.items()},
             None if self.mask is None else self.mask[index],
             {name: value[index] for name, value in self.extra.items()},
-            {name: value[again] for name, value in self.columns.items()},
+            {name: value[rows] for name, value in self.columns.items()},
         )
 
 
@@ -117,7 +116,7 @@ class Inputs:
 
     def __getitem__(self, rows: Any) -> Inputs:
         """The inputs at some rows: an index, a slice, a list or an array of positions or of booleans."""
-        index = np.atleast_1d(np.arange(len(self))[rows])
+        index = np.ascontiguousarray(np.atleast_1d(np.arange(len(self))[rows]))
         picked = {
             name: values[torch.as_tensor(index)] if isinstance(values, Tensor) else tuple(values[i] for i in index)
             for name, values in self.fields.items()

@@ -185,7 +185,7 @@ def test_batches_hold_every_input_once() -> None:
 def test_repeated_and_changed_batches() -> None:
     inputs = Inputs.of([{"input_ids": row, "S": k} for k, row in enumerate(IDS)])
     batch = next(inputs.batches(3, accepts=GPT2))
-    twice = batch.repeat(2)
+    twice = batch.take(np.repeat(np.arange(len(batch)), 2))
     assert twice.rows.tolist() == [0, 0, 1, 1, 2, 2] and twice.columns["S"].tolist() == [0, 0, 1, 1, 2, 2]
     assert twice.main[::2].equal(batch.main) and twice.mask is not None and twice.mask.shape == (6, 4)
     other = batch.with_main(batch.main + 1)

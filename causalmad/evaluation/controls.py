@@ -119,7 +119,7 @@ def _flat(inputs: Inputs) -> Floats:
 
 
 def _one_hot(inputs: Inputs, words: npt.NDArray[np.int64], places: int) -> Floats:
-    """(n, places x words) which token is where, or (n, words) counts without places; the last word is any other token."""
+    """(n, places x words) which token is where, or (n, words) counts without places; the last word is any other."""
     rows = np.zeros((len(inputs), max(places, 1), len(words) + 1))
     for row, tokens in enumerate(inputs.main):
         values = tokens.numpy()

@@ -1,1 +1,9 @@
+from .checks import Report as Report
 from .donors import Donors as Donors
+from .graph import OUTPUT as OUTPUT
+from .graph import Claim as Claim
+from .graph import Hypothesis as Hypothesis
+from .interchange import Accuracy as Accuracy
+from .interchange import interchange_accuracy as interchange_accuracy
+from .scrubbing import Scrubbed as Scrubbed
+from .scrubbing import scrub as scrub

@@ -18,7 +18,8 @@ class Architecture:
         attention: the attention module, inside the block.
         projection: the attention's output projection, inside the block: heads are separate at its *input*.
         mlp: the MLP, inside the block; its output is what it writes.
-        down: the MLP's last linear map, inside the block: neurons are the entries of its *input*.
+        down: the MLP's last linear map, inside the block: neurons are the entries of its *input*; empty where its name
+            differs from model to model.
         embedding: the token (or patch) embedding.
         layers: number of blocks in this model.
         heads: number of heads a layer in this model.
@@ -64,6 +65,16 @@ _FAMILIES = (
         "bert.embeddings.word_embeddings",
     ),
     Architecture("vit", "vit.layers.{}", "attention", "attention.o_proj", "mlp", "mlp.fc2", "vit.embeddings"),
+    # TransformerLens 4 puts bridges around a transformers model; before that it had a model of its own.
+    Architecture(
+        "transformer_bridge",
+        "blocks.{}",
+        "_original_component.attn",
+        "_original_component.attn.o",
+        "_original_component.mlp",
+        "",
+        "embed",
+    ),
     Architecture("transformer_lens", "blocks.{}", "attn", "attn.hook_z", "hook_mlp_out", "mlp.hook_post", "hook_embed"),
 )
 
@@ -84,7 +95,7 @@ def recognise(module: nn.Module) -> Architecture | None:
 
 
 def _parts(family: Architecture) -> tuple[str, ...]:
-    return family.attention, family.projection, family.mlp, family.down
+    return tuple(filter(None, (family.attention, family.projection, family.mlp, family.down)))
 
 
 def _without_prefix(family: Architecture) -> Architecture:

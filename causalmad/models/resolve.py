@@ -60,6 +60,8 @@ def _role(module: nn.Module, architecture: Architecture | None, role: str) -> tu
         count = _head_count(module, family)
         return tuple(replace(_projection(family, n, count), heads=(head,)) for n in numbers for head in range(count))
     if role == "neurons":
+        if not family.down:
+            raise SiteError(f"role 'neurons' is not known for {type(module).__name__}", tries=["'mlps'", "a path"])
         return tuple(_down(family, n) for n in numbers)
     part = {"residual": "", "attentions": family.attention, "mlps": family.mlp}[role]
     return tuple(Site(family.path(n, part)) for n in numbers)

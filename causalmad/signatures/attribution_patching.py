@@ -14,7 +14,15 @@ from causalmad.hypotheses import Donors
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures.attributions import Attributor, Baseline, places_of
-from causalmad.signatures.base import Column, Signatures, State, columns_from_data, columns_to_data, require_inputs, signatures
+from causalmad.signatures.base import (
+    Column,
+    Signatures,
+    State,
+    columns_from_data,
+    columns_to_data,
+    require_inputs,
+    signatures,
+)
 from causalmad.signatures.columns import Reduced, by_place, join, scales_of, signed_log
 from causalmad.signatures.sums import unit_sums
 from causalmad.signatures.units import Group, groups, groups_from_data, groups_to_data
@@ -122,6 +130,8 @@ class FittedAttributionPatching:
     def __call__(self, inputs: Any) -> Signatures:
         """(n, d) contributions; one forward and one backward pass (times steps and places when there are steps)."""
         known = self.model.inputs(inputs)
+        if not len(known):
+            return signatures(known, self.columns, np.empty((0, len(self.columns))))
         values = self.reduced(known).values
         return signatures(known, self.columns, signed_log(values, self.scales) if self.spec.log else values)
 

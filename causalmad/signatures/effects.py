@@ -81,7 +81,7 @@ class Resampler:
         kl, change = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
         reference = log_softmax(clean, -1)
         for rows, units, donors, edit in self._variants(batch, which, group, counts):
-            again = _pick(batch, rows)
+            again = batch.take(rows.numpy())
             stacked, patches = edit(again)
             logits = self.model.logits(stacked, patches).double()
             # The same logits from a batch of another shape differ in their last bits: that is no effect.
@@ -105,9 +105,7 @@ class Resampler:
             for part in torch.arange(len(r)).split(8 * self.model.batch_size):
                 yield r[part], u[part], k[part], self._edit(place, group, u[part], which[r[part], k[part]])
 
-    def _edit(
-        self, place: Place | None, group: Group, units: Tensor, donors: Tensor
-    ) -> EditBatch:
+    def _edit(self, place: Place | None, group: Group, units: Tensor, donors: Tensor) -> EditBatch:
         if place is not None:
             return self._edit_site(place, group, units, donors)
 
@@ -157,17 +155,6 @@ def _by_place(group: Group, units: Tensor) -> Iterator[tuple[Place | None, Tenso
         for place in dict.fromkeys(places):
             members = torch.tensor([i for i, other in enumerate(places) if other == place])
             yield place, everything[torch.isin(units, members)]
-
-
-def _pick(batch: Batch, rows: Tensor) -> Batch:
-    index, number = rows.to(batch.main.device), rows.numpy()
-    return Batch(
-        batch.rows[number],
-        {name: value[index] for name, value in batch.fields.items()},
-        None if batch.mask is None else batch.mask[index],
-        {name: value[index] for name, value in batch.extra.items()},
-        {name: value[number] for name, value in batch.columns.items()},
-    )
 
 
 def input_mask(group: Group, units: Tensor, batch: Batch) -> Tensor:

@@ -13,7 +13,15 @@ from causalmad.errors import FitError
 from causalmad.hypotheses import Donors
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
-from causalmad.signatures.base import Column, Signatures, State, columns_from_data, columns_to_data, require_inputs, signatures
+from causalmad.signatures.base import (
+    Column,
+    Signatures,
+    State,
+    columns_from_data,
+    columns_to_data,
+    require_inputs,
+    signatures,
+)
 from causalmad.signatures.columns import Reduced, by_place, by_rank, join, scales_of, signed_log
 from causalmad.signatures.effects import Effects, Resampler
 from causalmad.signatures.units import Group, groups, groups_from_data, groups_to_data
@@ -108,6 +116,8 @@ class FittedResamplingProfile:
     def __call__(self, inputs: Any) -> Signatures:
         """(n, d) profile; one run of the model per input, unit and donor, stacked."""
         known = self.model.inputs(inputs)
+        if not len(known):
+            return signatures(known, self.columns, np.empty((0, len(self.columns))))
         return signatures(known, self.columns, signed_log(self.reduced(known).values, self.scales))
 
     def state(self) -> State:

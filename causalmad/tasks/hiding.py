@@ -104,8 +104,9 @@ def squared_distances(values: Tensor, normal: Tensor, running: Moments, own: Mom
 def _inverse(matrix: Tensor, scale: Tensor) -> Tensor:
     """Inverse of a covariance, by way of the correlations: units differ in scale by orders of magnitude."""
     scales = torch.outer(scale, scale)
-    factor, failed = torch.linalg.cholesky_ex(matrix / scales)
+    correlations = matrix / scales
+    factor, failed = torch.linalg.cholesky_ex(correlations)
+    inverse: Tensor = torch.cholesky_inverse(factor)
     if failed.item():  # rounding: a unit that is almost dead
-        return torch.linalg.pinv((matrix / scales).double(), hermitian=True).to(matrix.dtype).div(scales)
-    inverse: Tensor = torch.cholesky_inverse(factor) / scales
-    return inverse
+        inverse = torch.linalg.pinv(correlations.double(), hermitian=True).to(matrix.dtype)
+    return inverse / scales

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causalmad.errors import ModelError
+from causalmad.errors import ModelError, SiteError
 from causalmad.inputs import Inputs
 from causalmad.models import open_model
 from causalmad.targets import TopMargin
@@ -209,6 +209,27 @@ def test_models_like_those_of_transformer_lens(engine: str, tokenizer: Any) -> N
     assert site.take(run.values[site.place], batch).shape == (3, 4)
     assert run.grads[site.place].shape == (3, 3, 2, 4)
     assert run.logits is not None and run.logits.shape == (3, 50)
+
+
+def test_models_like_the_bridges_of_transformer_lens() -> None:
+    def bridge(original: nn.Module | None = None, **parts: nn.Module) -> nn.Module:
+        module = nn.Module()
+        if original is not None:
+            module.add_module("_original_component", original)
+        for name, part in parts.items():
+            module.add_module(name, part)
+        return module
+
+    block = bridge(bridge(attn=bridge(o=nn.Linear(8, 8)), mlp=bridge(nn.Linear(8, 8))))
+    lens = bridge(embed=nn.Embedding(50, 8), blocks=nn.ModuleList([block]))
+    lens.cfg, lens.hook_dict = SimpleNamespace(n_heads=2), {}  # type: ignore[assignment]
+    model = open_model(lens)
+    assert model.positional and model.architecture is not None and model.architecture.name == "transformer_bridge"
+    assert [str(site) for site in model.sites("heads")] == [
+        f"blocks.0._original_component.attn.o:input#head={head}" for head in range(2)
+    ]
+    with pytest.raises(SiteError, match="'neurons' is not known"):
+        model.sites("neurons")
 
 
 @pytest.mark.parametrize("thing", ["gpt2", None, 3, object(), nn.Linear])

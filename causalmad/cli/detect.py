@@ -1,0 +1,120 @@
+"""``causalmad detect``: scores, p-values, flags and reasons, one JSON line per input."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from causalmad.cli.console import progress, remark, show
+from causalmad.cli.files import STANDARD, require_file, write_lines
+from causalmad.cli.fit import Device, Model, Task
+from causalmad.cli.guard import FLAGGED, Debug, Quiet, guarded
+from causalmad.errors import InputsError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from causalmad.detection import Detection
+
+
+class Multiplicity(str, Enum):
+    """What ``--fdr`` can be."""
+
+    bh = "bh"
+
+
+@guarded
+def detect(
+    detector: Annotated[str, typer.Argument(help="Folder that `causalmad fit` wrote.", metavar="DIR")],
+    inputs: Annotated[
+        str | None,
+        typer.Argument(help="JSON lines, - for standard input; by default the task's test inputs.", metavar="[INPUTS]"),
+    ] = None,
+    model: Model = None,
+    task: Task = None,
+    alpha: Annotated[float, typer.Option(help="Share of normal inputs that may be flagged.")] = 0.05,
+    fdr: Annotated[
+        Multiplicity | None,
+        typer.Option(help="Bound the share of false flags among all flags by alpha instead (Benjamini-Hochberg)."),
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="Where the JSON lines go, - for standard output.", metavar="FILE")
+    ] = STANDARD,
+    fail_on_flag: Annotated[
+        bool, typer.Option("--fail-on-flag", help="Exit code 1 when any input is flagged.")
+    ] = False,
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(help="Of the task.", min=0)] = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score inputs with a saved detector, on the model that it was fitted on."""
+    require_file(out)
+    with progress(quiet) as step:
+        from causalmad.cli.models import choose
+        from causalmad.cli.rows import as_inputs, read_rows
+        from causalmad.detector import FittedDetector
+        from causalmad.models import open_model
+
+        chosen = choose(model, task, seed, device, step)
+        fitted = FittedDetector.load(detector, chosen.module)
+        fitted.calibrator.require(alpha)
+        if inputs is not None:
+            opened = open_model(fitted.model, tokenizer=chosen.tokenizer)
+            given = as_inputs(read_rows(inputs), opened, chosen.blocks)
+        elif chosen.test is not None:
+            given = chosen.test
+        else:
+            raise InputsError("no inputs", tries=["causalmad detect DIR INPUTS.jsonl", "causalmad detect DIR -"])
+        step("scoring", 0, 0)
+        detection = fitted.detect(given, alpha=alpha)
+        adjusted = _adjusted(detection) if fdr else None
+        flags = detection.flags if adjusted is None else adjusted <= alpha
+        write_lines(out, (json.dumps(row) for row in _rows(detection, flags, adjusted, step)))
+    repeated = detection.provenance["also trusted"]
+    if repeated:
+        remark(
+            f"{len(repeated)} of {len(given)} inputs are among the trusted ones, so their p-values mean nothing: "
+            f"{', '.join(map(repr, repeated[:3]))}{' ...' if len(repeated) > 3 else ''}",
+            quiet,
+        )
+    fewest = math.ceil(round(fitted.calibrator.smallest * len(given) / alpha, 9))
+    if fdr and fewest > 1:
+        remark(
+            f"With these calibration inputs and {len(given)} inputs at once, nothing is flagged unless at least "
+            f"{fewest} inputs look as odd as an input can.",
+            quiet,
+        )
+    kind = f"false discovery rate {alpha:g}" if fdr else f"alpha = {alpha:g}"
+    summary = f"{int(flags.sum())} of {len(given)} inputs flagged at {kind}"
+    if out == STANDARD:
+        remark(summary, quiet)
+    else:
+        show(f"{summary}. Written to {out}")
+    if fail_on_flag and flags.any():
+        raise typer.Exit(FLAGGED)
+
+
+def _adjusted(detection: Detection) -> npt.NDArray[np.float64]:
+    """(n,) p-values adjusted for all inputs at once (Benjamini and Hochberg 1995)."""
+    from scipy.stats import false_discovery_control
+
+    adjusted: npt.NDArray[np.float64] = false_discovery_control(detection.p_values, method="bh")
+    return adjusted
+
+
+def _rows(
+    detection: Detection, flags: npt.NDArray[np.bool_], adjusted: npt.NDArray[np.float64] | None, step: Any
+) -> Iterator[dict[str, Any]]:
+    """What stands in the file for each input: enough to explain it without the detector."""
+    for row, key in enumerate(detection.ids):
+        extra = {} if adjusted is None else {"p_adjusted": float(adjusted[row])}
+        reason = detection.reason(row).to_data()
+        yield {"id": key, "flag": bool(flags[row]), "alpha": detection.alpha, **extra, **reason}
+        step("writing", row + 1, len(detection))

@@ -1,0 +1,50 @@
+"""``causalmad explain``: why one input got its score, from the file of ``causalmad detect`` alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from causalmad.cli.console import show
+from causalmad.cli.guard import Debug, guarded
+from causalmad.cli.rows import read_rows
+from causalmad.errors import InputsError, nearest
+
+_NEEDED = ("id", "flag", "score", "p", "contributions", "nearest")
+
+
+@guarded
+def explain(
+    flags: Annotated[
+        str, typer.Argument(help="File that `causalmad detect` wrote, - for standard input.", metavar="FILE")
+    ],
+    key: Annotated[str, typer.Option("--id", help="Which input.", metavar="ID")],
+    top: Annotated[int, typer.Option(help="How many columns are shown one by one.", min=1)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the row as JSON instead, with all columns.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show the columns whose contributions sum to an input's score, and the nearest trusted inputs."""
+    rows = read_rows(flags)
+    ids = [str(row.values.get("id")) for row in rows]
+    if key not in ids:
+        raise InputsError(f"no input {key!r} in {flags}", tries=[f"--id {name}" for name in nearest(key, ids)])
+    row = rows[ids.index(key)]
+    missing = [name for name in _NEEDED if name not in row.values]
+    if missing:
+        raise InputsError(
+            f"{row.place} has no {', '.join(map(repr, missing))}", needed="a file that `causalmad detect` wrote"
+        )
+    if as_json:
+        typer.echo(json.dumps(row.values, indent=1))
+        return
+    from causalmad.explanation import table
+
+    try:
+        found = table(key, row.values, top)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputsError(
+            f"{row.place} is damaged: {error!r}", needed="a file that `causalmad detect` wrote"
+        ) from error
+    show(found, "flagged" if row.values["flag"] else "not flagged")

@@ -1,0 +1,78 @@
+"""Reading and writing of the command line's files: ``-`` is standard input or output, and writes are all or nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from causalmad.errors import StoreError
+
+STANDARD = "-"
+
+
+def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """Numbers (from 1) and contents of the lines that are not blank.
+
+    Raises:
+        OSError: when the file cannot be read.
+    """
+    if path == STANDARD:
+        yield from _numbered(sys.stdin.buffer)
+        return
+    with Path(path).open("rb") as file:
+        yield from _numbered(file)
+
+
+def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line
+
+
+def write_lines(path: str, lines: Iterable[str]) -> None:
+    """Write lines to a file at once or not at all: a temporary file beside it, synced, then renamed."""
+    if path == STANDARD:
+        for line in lines:
+            sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+        return
+    target = Path(path)
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, target)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def require_file(path: str) -> None:
+    """Make the folder of an output file now, so that nothing is computed for a place that cannot be written.
+
+    Raises:
+        StoreError: when the path is a folder, or its folder cannot be made.
+    """
+    if path == STANDARD:
+        return
+    folder = Path(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be made: {error.strerror}") from error
+    if Path(path).is_dir() or not os.access(folder, os.W_OK):
+        raise StoreError(f"{path} cannot be written", causes=["it is a folder", "its folder is read-only"])
+
+
+def require_folder(path: str) -> None:
+    """Nothing, where a detector can be saved.
+
+    Raises:
+        StoreError: when the folder holds something other than a detector.
+    """
+    folder = Path(path)
+    if folder.exists() and not (folder / "detector.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StoreError(f"{path} exists and holds no detector", tries=["another folder", "empty it first"])

@@ -1,0 +1,100 @@
+"""``causalmad fit``: a detector from trusted inputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from causalmad.cli.console import progress, show
+from causalmad.cli.files import require_folder
+from causalmad.cli.guard import Debug, Quiet, guarded
+from causalmad.errors import InputsError, SpecError
+
+if TYPE_CHECKING:
+    from causalmad.detector import Detector
+
+Model = Annotated[str | None, typer.Option(help="Folder of a transformers model.", metavar="DIR")]
+Task = Annotated[str | None, typer.Option(help="Use the model of this task.", metavar="NAME")]
+Device = Annotated[str, typer.Option(help="Where the model runs, such as cpu or cuda.")]
+
+
+@guarded
+def fit(
+    out: Annotated[str, typer.Option(help="Folder for the detector.", metavar="DIR")],
+    model: Model = None,
+    task: Task = None,
+    trusted: Annotated[
+        str | None, typer.Option(help="JSON lines, - for standard input; by default the task's own.", metavar="FILE")
+    ] = None,
+    signature: Annotated[str | None, typer.Option(help="How an output came about: name[key=value,...].")] = None,
+    reference: Annotated[str | None, typer.Option(help="What is normal; by default mahalanobis.")] = None,
+    detector: Annotated[str | None, typer.Option(help="Both at once: signature+reference.")] = None,
+    block: Annotated[
+        list[str] | None,
+        typer.Option(help="A named part of the input's last axis; may be repeated.", metavar="NAME=A:B"),
+    ] = None,
+    calibration_share: Annotated[float, typer.Option(help="Share of the trusted inputs kept for p-values.")] = 0.5,
+    batch_size: Annotated[int | None, typer.Option(help="Inputs a batch, at most.", min=1)] = None,
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(help="Of the split, the donors and the task.", min=0)] = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fit a detector on trusted inputs and save it."""
+    parts = _blocks(block or [])
+    text = _detector_text(signature, reference, detector)
+    require_folder(out)
+    with progress(quiet) as step:
+        from causalmad.cli.models import choose
+        from causalmad.cli.rows import as_inputs, read_rows
+        from causalmad.models import open_model
+
+        spec = _spec(text, calibration_share)
+        chosen = choose(model, task, seed, device, step)
+        opened = open_model(chosen.module, tokenizer=chosen.tokenizer, batch_size=batch_size)
+        if trusted is None:
+            if chosen.trusted is None:
+                raise InputsError("no trusted inputs", tries=["--trusted FILE.jsonl", "--trusted -"])
+            inputs = opened.inputs(chosen.trusted)
+        else:
+            inputs = as_inputs(read_rows(trusted), opened, {**chosen.blocks, **parts})
+        step("fitting", 0, 0)
+        fitted = spec.fit(opened, inputs, seed=seed)
+        fitted.save(out)
+    sizes = {name: len(ids) for name, ids in fitted.provenance["ids"].items()}
+    show(
+        f"Fitted {text} on {len(inputs)} trusted inputs: {sizes['reference']} for what is normal, "
+        f"{sizes['calibration']} for p-values.",
+        f"Smallest alpha: {fitted.calibrator.smallest:.2g}. Saved in {out}",
+    )
+
+
+def _detector_text(signature: str | None, reference: str | None, detector: str | None) -> str:
+    if detector is not None and (signature is not None or reference is not None):
+        raise SpecError("--detector together with --signature or --reference", tries=["one or the other"])
+    if detector is None and signature is None:
+        raise SpecError(
+            "no signature", tries=["--signature attribution-patching", "--detector activations+mahalanobis"]
+        )
+    return detector or f"{signature}+{reference or 'mahalanobis'}"
+
+
+def _spec(text: str, share: float) -> Detector:
+    from dataclasses import replace
+
+    from causalmad.names import parse_detector
+
+    return replace(parse_detector(text), calibration_share=share)
+
+
+def _blocks(texts: list[str]) -> dict[str, tuple[int, int]]:
+    """``NAME=A:B`` -> the named half-open range."""
+    found = {}
+    for text in texts:
+        name, _, span = text.rpartition("=")
+        start, _, stop = span.partition(":")
+        if not (name and start.isdecimal() and stop.isdecimal()):
+            raise SpecError(f"--block {text!r}", needed="NAME=START:STOP", tries=["--block 'image A=0:64'"])
+        found[name] = (int(start), int(stop))
+    return found

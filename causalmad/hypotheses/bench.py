@@ -1,0 +1,119 @@
+"""The bench: runs chosen inputs with parts of their activations replaced by others' and reads what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from causalmad.errors import HypothesisError
+from causalmad.hypotheses.donors import align
+from causalmad.inputs import Batch, Inputs
+from causalmad.models import OpenModel
+from causalmad.sites import Place, Site
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Held:
+    """Values at a site for some jobs.
+
+    Attributes:
+        value: (jobs, features) at a position, otherwise (jobs, positions, features).
+        mask: (jobs, positions) real tokens of where the values come from; None without tokens.
+    """
+
+    value: Tensor
+    mask: Tensor | None
+
+    def take(self, rows: Rows) -> Held:
+        """The values of some jobs."""
+        index = torch.as_tensor(rows, device=self.value.device)
+        return Held(self.value[index], None if self.mask is None else self.mask[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A model, and inputs that it may be run on any number of times.
+
+    Attributes:
+        model: the opened model.
+        pool: all inputs as one batch.
+    """
+
+    model: OpenModel
+    pool: Batch
+
+    @classmethod
+    def of(cls, model: OpenModel, inputs: Inputs) -> Bench:
+        """A bench with these inputs.
+
+        Raises:
+            HypothesisError: when they differ in length and the model takes no attention mask.
+        """
+        batches = list(model.batches(inputs, size=len(inputs)))
+        if len(batches) > 1:
+            raise HypothesisError(
+                f"inputs of {len(batches)} lengths cannot share a run: {model.name} takes no attention_mask",
+                tries=["inputs of one length", "a model whose forward takes attention_mask"],
+            )
+        return cls(model, batches[0])
+
+    def run(
+        self, rows: Rows, patches: Mapping[Site, Held] | None = None, read: Sequence[Site] = (), *, output: bool = True
+    ) -> tuple[Tensor, dict[Site, Held]]:
+        """Logits (jobs, classes) and values at the sites to read, each job with its own patches.
+
+        Args:
+            rows: (jobs,) which input each job runs.
+            patches: site -> values of all jobs that take its place there.
+            read: sites to read.
+            output: whether the logits are wanted; otherwise they are empty.
+        """
+        known = patches or {}
+        logits, values = [], {site: [] for site in read}  # type: ignore[var-annotated]
+        places = list(dict.fromkeys(site.place for site in read))
+        with self.model.quiet():
+            for part in np.array_split(np.arange(len(rows)), max(-(-len(rows) // (8 * self.model.batch_size)), 1)):
+                batch = self.pool.take(rows[part])
+                edits = _edits({site: held.take(part) for site, held in known.items()}, batch)
+                run = self.model.run(batch, read=places, edits=edits, output=output)
+                logits.append(torch.empty(0) if run.logits is None else run.logits)
+                for site in read:
+                    values[site].append(Held(site.take(run.values[site.place], batch), batch.mask))
+        joined = {site: _join(parts) for site, parts in values.items()}
+        return torch.cat(logits), joined
+
+
+def _edits(patches: Mapping[Site, Held], batch: Batch) -> dict[Place, Callable[[Tensor], Tensor]]:
+    """One edit for every place, which puts in the values of all sites there."""
+    by_place: dict[Place, list[tuple[Site, Held]]] = {}
+    for site, held in patches.items():
+        by_place.setdefault(site.place, []).append((site, held))
+
+    def editor(members: list[tuple[Site, Held]]) -> Callable[[Tensor], Tensor]:
+        def edit(value: Tensor) -> Tensor:
+            for site, held in members:
+                value = site.put(value, _fitting(site, held, batch), batch)
+            return value
+
+        return edit
+
+    return {place: editor(members) for place, members in by_place.items()}
+
+
+def _fitting(site: Site, held: Held, batch: Batch) -> Tensor:
+    """Values of whole sequences, moved so that their last real tokens meet the batch's."""
+    if site.position is not None or held.mask is None or held.value.ndim < 3:
+        return held.value
+    return align(held.value, held.mask, torch.arange(len(batch), device=held.value.device), batch)
+
+
+def _join(parts: Sequence[Held]) -> Held:
+    masks = [part.mask for part in parts if part.mask is not None]
+    return Held(torch.cat([part.value for part in parts]), torch.cat(masks) if masks else None)

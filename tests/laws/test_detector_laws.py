@@ -1,0 +1,42 @@
+"""Every signature with Mahalanobis, and activations with every reference."""
+
+import pytest
+
+from causalmad import Detector
+from causalmad.catalogue import catalogue
+from causalmad.references import Mahalanobis
+from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
+from causalmad.testing import detector_laws as laws
+from causalmad.testing.law import hold
+from causalmad.testing.toys import toy
+
+DETECTORS = {
+    **{entry.name: Detector(entry.load()(), Mahalanobis()) for entry in catalogue("signatures")},
+    **{
+        f"activations+{entry.name}": Detector(Activations(), entry.load()(**entry.defaults))
+        for entry in catalogue("references")
+    },
+}
+SAVED = {
+    **DETECTORS,
+    "two-sided": Detector(Activations(), Mahalanobis(two_sided=True)),
+    "donors": Detector(AttributionPatching(baseline="donors", steps=2)),
+    "residual": Detector(ResamplingProfile(units=("mlps", "positions"), donors=2)),
+    "reversed": Detector(AttributionPatching(units=("heads", "mlps", "positions"))),
+}
+
+
+@pytest.mark.parametrize("law", laws.DETECTOR_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", ["mlp", "gpt2"])
+@pytest.mark.parametrize("part", DETECTORS)
+def test_every_detector_keeps_every_law(part, name, law):
+    many = law is laws.law_a_null_scores_a_half
+    hold(law, part, DETECTORS[part], toy(name, trusted=60 if many else 40, fresh=60 if many else 6))
+
+
+@pytest.mark.parametrize("name", ["mlp", "gpt2"])
+def test_saved_detectors_score_the_same_bits_in_a_fresh_process(name, tmp_path):
+    here = toy(name, trusted=40, fresh=9)
+    wanted = SAVED if name == "gpt2" else DETECTORS
+    fitted = {part: detector.fit(here.model, here.trusted, seed=2) for part, detector in wanted.items()}
+    laws.law_saved_detectors_score_the_same_elsewhere(fitted, here, tmp_path)

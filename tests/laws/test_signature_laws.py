@@ -1,0 +1,51 @@
+"""Every signature of the catalogue, on every toy, through both engines."""
+
+import pytest
+
+from causalmad.catalogue import catalogue
+from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
+from causalmad.testing import signature_laws as laws
+from causalmad.testing.law import hold
+from causalmad.testing.toys import toy
+
+ENTRIES = {entry.name: entry for entry in catalogue("signatures")}
+
+# Options other than the defaults, each on the toy where it matters most.
+VARIANTS = [
+    ("mlp", AttributionPatching(baseline="donors", normalise=True)),
+    ("mlp", AttributionPatching(baseline="zero", steps=3, units=("positions", "blocks"))),
+    ("gpt2", AttributionPatching(baseline="donors", steps=2, units=("heads", "mlps", "positions", "residual"))),
+    ("gpt2", AttributionPatching(units=("neurons", "positions"), normalise=True, log=False)),
+    ("llama", AttributionPatching()),
+    ("gpt2", ResamplingProfile(units=("residual", "mlps", "heads", "positions"), donors=2)),
+    ("neox", ResamplingProfile(donors=2, by="rank", top=9)),
+    ("mlp", ResamplingProfile(units=("positions", "blocks"), by="place", donors=1)),
+    ("gpt2", Activations("*.h.*.attn", "all:max")),
+    ("llama", Activations(("heads", "mlps"), 0)),
+]
+
+
+@pytest.mark.parametrize("engine", ["hooks", "nnsight"])
+@pytest.mark.parametrize("law", laws.SIGNATURE_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", ["mlp", "conv", "gpt2"])
+@pytest.mark.parametrize("part", ENTRIES)
+def test_every_signature_keeps_every_law(part, name, law, engine):
+    hold(law, part, ENTRIES[part].load()(), toy(name, trusted=16, fresh=7), engine)
+
+
+@pytest.mark.parametrize("law", laws.SIGNATURE_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize(("name", "spec"), VARIANTS, ids=lambda value: str(value)[:60])
+def test_with_other_options_as_well(name, spec, law):
+    hold(law, type(spec).__name__, spec, toy(name, trusted=16, fresh=7))
+
+
+@pytest.mark.parametrize("engine", ["hooks", "nnsight"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_attribution_is_exact_on_a_linear_model(steps, engine):
+    laws.law_first_order_is_exact_on_a_linear_model(AttributionPatching(steps=steps), toy("linear"), engine)
+
+
+@pytest.mark.parametrize("spec", [Activations(), AttributionPatching(steps=2), ResamplingProfile(donors=2)])
+@pytest.mark.parametrize("name", ["mlp", "conv", "gpt2", "llama", "neox"])
+def test_both_engines_give_the_same_signatures(name, spec):
+    laws.law_engines_agree(spec, toy(name, trusted=16, fresh=7))
