@@ -19,11 +19,11 @@ def show(*parts: Any) -> None:
     """Print texts and rich tables to standard output; square brackets are no markup."""
     from rich.console import Console
 
-    # A file has no width of its own, and rich would take 80.
-    width = None if sys.stdout.isatty() else WIDTH
-    console = Console(markup=False, highlight=False, width=width, soft_wrap=False)
+    # A file has no width of its own: tables get one, sentences stay whole.
+    terminal = sys.stdout.isatty()
+    console = Console(markup=False, highlight=False, width=None if terminal else WIDTH)
     for part in parts:
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, str) and not terminal)
 
 
 def remark(text: str, quiet: bool) -> None:

@@ -14,6 +14,8 @@ from causalmad.cli.console import progress, remark, show
 from causalmad.cli.files import STANDARD, require_file, write_lines
 from causalmad.cli.fit import Device, Model, Task
 from causalmad.cli.guard import FLAGGED, Debug, Quiet, guarded
+from causalmad.cli.models import choose
+from causalmad.cli.rows import as_inputs, read_rows
 from causalmad.errors import InputsError
 
 if TYPE_CHECKING:
@@ -56,24 +58,22 @@ def detect(
 ) -> None:
     """Score inputs with a saved detector, on the model that it was fitted on."""
     require_file(out)
+    rows = None if inputs is None else read_rows(inputs)
+    if rows is None and task is None:
+        raise InputsError("no inputs", tries=["causalmad detect DIR INPUTS.jsonl", "causalmad detect DIR -"])
     with progress(quiet) as step:
-        from causalmad.cli.models import choose
-        from causalmad.cli.rows import as_inputs, read_rows
         from causalmad.detector import FittedDetector
+        from causalmad.evaluation.threads import fitting_threads
         from causalmad.models import open_model
 
         chosen = choose(model, task, seed, device, step)
         fitted = FittedDetector.load(detector, chosen.module)
         fitted.calibrator.require(alpha)
-        if inputs is not None:
-            opened = open_model(fitted.model, tokenizer=chosen.tokenizer)
-            given = as_inputs(read_rows(inputs), opened, chosen.blocks)
-        elif chosen.test is not None:
-            given = chosen.test
-        else:
-            raise InputsError("no inputs", tries=["causalmad detect DIR INPUTS.jsonl", "causalmad detect DIR -"])
+        opened = open_model(fitted.model, tokenizer=chosen.tokenizer)
+        given = opened.inputs(chosen.test) if rows is None else as_inputs(rows, opened, chosen.blocks)
         step("scoring", 0, 0)
-        detection = fitted.detect(given, alpha=alpha)
+        with fitting_threads(chosen.module):
+            detection = fitted.detect(given, alpha=alpha)
         adjusted = _adjusted(detection) if fdr else None
         flags = detection.flags if adjusted is None else adjusted <= alpha
         write_lines(out, (json.dumps(row) for row in _rows(detection, flags, adjusted, step)))
@@ -85,10 +85,10 @@ def detect(
             quiet,
         )
     fewest = math.ceil(round(fitted.calibrator.smallest * len(given) / alpha, 9))
-    if fdr and fewest > 1:
+    if fdr and fewest > 1 and not flags.any():
         remark(
-            f"With these calibration inputs and {len(given)} inputs at once, nothing is flagged unless at least "
-            f"{fewest} inputs look as odd as an input can.",
+            f"With so few calibration inputs, none of {len(given)} inputs at once can be flagged unless at least "
+            f"{fewest} of them score above every trusted one.",
             quiet,
         )
     kind = f"false discovery rate {alpha:g}" if fdr else f"alpha = {alpha:g}"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from causalmad.errors import StoreError
+from causalmad.errors import InputsError, StoreError
 
 STANDARD = "-"
 
@@ -16,13 +16,16 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
     """Numbers (from 1) and contents of the lines that are not blank.
 
     Raises:
-        OSError: when the file cannot be read.
+        InputsError: when the file cannot be read.
     """
     if path == STANDARD:
         yield from _numbered(sys.stdin.buffer)
         return
-    with Path(path).open("rb") as file:
-        yield from _numbered(file)
+    try:
+        with Path(path).open("rb") as file:
+            yield from _numbered(file)
+    except OSError as error:
+        raise InputsError(f"{path} cannot be read: {error.strerror}", needed="a file of JSON lines, or -") from error
 
 
 def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:

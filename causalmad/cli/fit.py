@@ -9,6 +9,8 @@ import typer
 from causalmad.cli.console import progress, show
 from causalmad.cli.files import require_folder
 from causalmad.cli.guard import Debug, Quiet, guarded
+from causalmad.cli.models import choose
+from causalmad.cli.rows import as_inputs, read_rows
 from causalmad.errors import InputsError, SpecError
 
 if TYPE_CHECKING:
@@ -45,22 +47,23 @@ def fit(
     parts = _blocks(block or [])
     text = _detector_text(signature, reference, detector)
     require_folder(out)
+    rows = None if trusted is None else read_rows(trusted)
     with progress(quiet) as step:
-        from causalmad.cli.models import choose
-        from causalmad.cli.rows import as_inputs, read_rows
+        from causalmad.evaluation.threads import fitting_threads
         from causalmad.models import open_model
 
         spec = _spec(text, calibration_share)
         chosen = choose(model, task, seed, device, step)
         opened = open_model(chosen.module, tokenizer=chosen.tokenizer, batch_size=batch_size)
-        if trusted is None:
-            if chosen.trusted is None:
-                raise InputsError("no trusted inputs", tries=["--trusted FILE.jsonl", "--trusted -"])
-            inputs = opened.inputs(chosen.trusted)
+        if rows is not None:
+            inputs = as_inputs(rows, opened, {**chosen.blocks, **parts})
+        elif chosen.trusted is not None:
+            inputs = chosen.trusted
         else:
-            inputs = as_inputs(read_rows(trusted), opened, {**chosen.blocks, **parts})
+            raise InputsError("no trusted inputs", tries=["--trusted FILE.jsonl", "--trusted -"])
         step("fitting", 0, 0)
-        fitted = spec.fit(opened, inputs, seed=seed)
+        with fitting_threads(chosen.module):
+            fitted = spec.fit(opened, inputs, seed=seed)
         fitted.save(out)
     sizes = {name: len(ids) for name, ids in fitted.provenance["ids"].items()}
     show(

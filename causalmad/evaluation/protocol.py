@@ -13,6 +13,7 @@ from causalmad.errors import CalibrationError, SpecError
 from causalmad.evaluation.controls import control_aurocs
 from causalmad.evaluation.metrics import auroc, average_precision, tpr_at_fpr
 from causalmad.evaluation.results import Evaluation, SeedResult
+from causalmad.evaluation.threads import fitting_threads
 from causalmad.names import detector_text, parse_detector
 from causalmad.tasks.base import Task, TaskData
 
@@ -67,6 +68,11 @@ def evaluate_seed(data: TaskData, detector: Detector, seed: int = 0) -> tuple[Se
         detector: what is fitted.
         seed: of the fit.
     """
+    with fitting_threads(data.model):
+        return _evaluate_seed(data, detector, seed)
+
+
+def _evaluate_seed(data: TaskData, detector: Detector, seed: int) -> tuple[SeedResult, FittedDetector]:
     started = time.perf_counter()
     fitted = detector.fit(data.model, data.trusted, data.untrusted, seed=seed)
     fit_seconds = time.perf_counter() - started

@@ -100,7 +100,9 @@ def interchange_accuracy(
         base, source = (rng.integers(len(known), size=pairs) for _ in range(2))
         _, patches = bench.run(source, read=sites, output=False)
         logits, _ = bench.run(base, patches)
-        expected = np.array([predict(hypothesis, one(values, b), {claim: values[claim][s]}) for b, s in zip(base, source)])
+        expected = np.array(
+            [predict(hypothesis, one(values, b), {claim: values[claim][s]}) for b, s in zip(base, source)]
+        )
         own = np.array([predict(hypothesis, one(values, b), {}) for b in base])
         right = int((logits.argmax(-1).cpu().numpy() == expected).sum())
         interval = stats.binomtest(right, pairs).proportion_ci(0.95)

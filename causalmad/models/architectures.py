@@ -9,6 +9,34 @@ from torch import nn
 
 
 @dataclass(frozen=True)
+class Wiring:
+    """How the blocks of a pre-norm transformer read the residual stream; paths inside a block, but for the last norm.
+
+    Attributes:
+        attention_norm: through which the attention reads.
+        mlp_norm: through which the MLP reads.
+        final_norm: path of the norm before the logits, in the model.
+        queries: the projection that makes queries.
+        keys: the projection that makes keys.
+        values: the projection that makes values.
+        layout: of its output: ``apart`` (three projections), ``stacked`` (one; all queries, all keys, all values) or
+            ``interleaved`` (one; query, key and value of each head in turn).
+        parallel: name of the configuration's flag under which the MLP reads beside the attention and not after it.
+        post_norm: a module inside the block whose presence means that what is written passes through a norm.
+    """
+
+    attention_norm: str
+    mlp_norm: str
+    final_norm: str
+    queries: str
+    keys: str
+    values: str
+    layout: str = "apart"
+    parallel: str = ""
+    post_norm: str = ""
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Module paths of one family; ``{}`` stands for the layer.
 
@@ -23,6 +51,7 @@ class Architecture:
         embedding: the token (or patch) embedding.
         layers: number of blocks in this model.
         heads: number of heads a layer in this model.
+        wiring: how the blocks read the residual stream, for families whose edges can be patched.
     """
 
     name: str
@@ -34,6 +63,7 @@ class Architecture:
     embedding: str
     layers: int = 0
     heads: int = 0
+    wiring: Wiring | None = None
 
     def path(self, layer: int, part: str = "") -> str:
         """Path of a block, or of a part inside it."""
@@ -41,7 +71,16 @@ class Architecture:
 
 
 _FAMILIES = (
-    Architecture("gpt2", "transformer.h.{}", "attn", "attn.c_proj", "mlp", "mlp.c_proj", "transformer.wte"),
+    Architecture(
+        "gpt2",
+        "transformer.h.{}",
+        "attn",
+        "attn.c_proj",
+        "mlp",
+        "mlp.c_proj",
+        "transformer.wte",
+        wiring=Wiring("ln_1", "ln_2", "transformer.ln_f", "attn.c_attn", "attn.c_attn", "attn.c_attn", "stacked"),
+    ),
     Architecture(
         "gpt_neox",
         "gpt_neox.layers.{}",
@@ -50,10 +89,35 @@ _FAMILIES = (
         "mlp",
         "mlp.dense_4h_to_h",
         "gpt_neox.embed_in",
+        wiring=Wiring(
+            "input_layernorm",
+            "post_attention_layernorm",
+            "gpt_neox.final_layer_norm",
+            "attention.query_key_value",
+            "attention.query_key_value",
+            "attention.query_key_value",
+            "interleaved",
+            "use_parallel_residual",
+        ),
     ),
     # Llama, Mistral, Qwen, Gemma and their relatives share one tree.
     Architecture(
-        "llama", "model.layers.{}", "self_attn", "self_attn.o_proj", "mlp", "mlp.down_proj", "model.embed_tokens"
+        "llama",
+        "model.layers.{}",
+        "self_attn",
+        "self_attn.o_proj",
+        "mlp",
+        "mlp.down_proj",
+        "model.embed_tokens",
+        wiring=Wiring(
+            "input_layernorm",
+            "post_attention_layernorm",
+            "model.norm",
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            post_norm="post_feedforward_layernorm",
+        ),
     ),
     Architecture(
         "bert",
@@ -100,7 +164,10 @@ def _parts(family: Architecture) -> tuple[str, ...]:
 
 def _without_prefix(family: Architecture) -> Architecture:
     """The paths inside the bare model, which lack the head model's name for it."""
-    return replace(family, block=family.block.partition(".")[2], embedding=family.embedding.partition(".")[2])
+    wiring = family.wiring and replace(family.wiring, final_norm=family.wiring.final_norm.partition(".")[2])
+    return replace(
+        family, block=family.block.partition(".")[2], embedding=family.embedding.partition(".")[2], wiring=wiring
+    )
 
 
 def _head_count(module: nn.Module) -> int:

@@ -98,13 +98,14 @@ class AttributionPatching:
         tensors, data = dict(state.tensors), state.data
         scales = tensors.pop("scales").numpy()
         found = groups_from_data(data["groups"], tensors)
-        places = {name: tuple(_place(row) for row in rows) for name, rows in data["places"].items()}
+        # A file keeps no order of names, and the means come in the order of the groups.
+        places = {group.name: tuple(_place(row) for row in data["places"][group.name]) for group in found}
         if data["donors"] is not None:
             fields = {key.removeprefix("donors:"): value for key, value in tensors.items() if key.startswith("donors:")}
             baseline = Baseline.of_donors(model, Donors.unpack(fields, data["donors"]), _flat(places))
         else:
             means = [tensors[f"mean:{i}"] for i in range(sum(key.startswith("mean:") for key in tensors))]
-            baseline = Baseline(dict(zip(_flat(places), means, strict=False)))
+            baseline = Baseline(dict(zip(_flat(places), means, strict=bool(means))))
         columns = columns_from_data(data["columns"])
         return FittedAttributionPatching(self, model, found, places, baseline, int(data["longest"]), columns, scales)
 

@@ -54,6 +54,7 @@ def trained(recipe: Recipe, seed: int, progress: Progress | None = None) -> tupl
         TaskError: when none of the attempts is right on at least 95 % of every kind of input.
     """
     stream(seed)  # refuses a bad seed before anything is built
+    seed = int(seed)  # numpy's integers are no JSON
     with isolated(0):
         model = recipe.build()
 

@@ -58,6 +58,11 @@ def test_a_bad_seed_is_refused(seed):
         trained(recipe(1.0), seed=seed)
 
 
+def test_numpy_integers_are_seeds_too():
+    first, second = (trained(recipe(1.0), seed)[0] for seed in (np.int64(4), 4))
+    assert torch.equal(first.weight, second.weight)
+
+
 def test_no_trace_on_the_process():
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     threads = torch.get_num_threads()
