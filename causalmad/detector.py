@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import platform
 from collections.abc import Mapping
@@ -16,13 +17,14 @@ import numpy.typing as npt
 from causalmad.calibration import Conformal
 from causalmad.calibration.base import FittedCalibrator
 from causalmad.detection import Detection
-from causalmad.errors import FitError, SpecError
+from causalmad.errors import FitError, InputsError, SpecError
 from causalmad.explanation import Explanation, explain
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
 from causalmad.references import Mahalanobis
 from causalmad.references.base import FittedReference
 from causalmad.references.estimators import fit_reference
+from causalmad.repair import Repair, repair
 from causalmad.signatures.base import FittedSignature, Signature, Signatures
 
 Floats = npt.NDArray[np.float64]
@@ -59,7 +61,9 @@ class Detector:
         for name in ("signature", "calibrator"):
             part = getattr(self, name)
             if isinstance(part, type) or not hasattr(part, "fit"):
-                raise SpecError(f"{name}={part!r} has no fit", tries=[f"an object of causalmad.{name}s, with its brackets"])
+                raise SpecError(
+                    f"{name}={part!r} has no fit", tries=[f"an object of causalmad.{name}s, with its brackets"]
+                )
 
     def fit(self, model: Any, trusted: Any, untrusted: Any = None, *, seed: int = 0) -> FittedDetector:
         """The detector fitted on trusted inputs.
@@ -99,7 +103,7 @@ class Detector:
     def _fit_reference(self, values: npt.NDArray[np.float32], pool: Any, seed: int) -> FittedReference:
         fit = getattr(self.reference, "fit", None)
         if pool is not None and fit is not None and "untrusted" in inspect.signature(fit).parameters:
-            fitted: FittedReference = fit(values, untrusted=pool)
+            fitted: FittedReference = copy.deepcopy(self.reference).fit(values, untrusted=pool)
             return fitted
         return fit_reference(self.reference, values, seed=seed)
 
@@ -155,6 +159,27 @@ class FittedDetector:
         """Why each input scored as it did; :meth:`Detection.explain` does the same for one input of a detection."""
         found = self.signature(self.model.inputs(inputs))
         return tuple(self._explain(found, row) for row in range(len(found)))
+
+    def repair(
+        self, inputs: Any, trusted: Any, *, alpha: float = 0.05, units: Any = None, most: int = 3, donors: int = 4
+    ) -> Repair:
+        """The fewest places whose replacement from a trusted donor brings an input's p-value above ``alpha``.
+
+        Args:
+            inputs: one input, for example ``test[17]``.
+            trusted: trusted inputs to draw the donors from.
+            alpha: the p-value to exceed.
+            units: ``blocks``, ``positions``, ``heads``, ``mlps``, ...; by default those of the signature.
+            most: the most places to replace.
+            donors: how many donors are tried.
+
+        Raises:
+            InputsError: when there is not exactly one input.
+        """
+        known = self.model.inputs(inputs)
+        if len(known) != 1:
+            raise InputsError(f"{len(known)} inputs to repair", needed="one", tries=["inputs[17]"])
+        return repair(self, known, self.model.inputs(trusted), alpha=alpha, units=units, most=most, donors=donors)
 
     def save(self, path: str | Path) -> None:
         """Write the detector to a directory: ``detector.json`` and ``state.safetensors``; the model stays outside.

@@ -13,6 +13,8 @@ from causalmad.signatures.base import Column, Signatures
 
 Floats = npt.NDArray[np.float64]
 
+_BASELINE = Column("baseline", unit="score of the trusted mean")
+
 
 @dataclass(frozen=True)
 class Contribution:
@@ -52,7 +54,8 @@ class Explanation:
     @property
     def leading(self) -> str:
         """Name of the column that contributes most."""
-        return max(self.contributions, key=lambda part: part.amount).column.name
+        parts = [part for part in self.contributions if part.column != _BASELINE]
+        return max(parts, key=lambda part: part.amount).column.name
 
     def show(self, top: int = 10) -> None:
         """Print the explanation as a table."""
@@ -149,7 +152,7 @@ def explain(
         for column, amount, here, usual in zip(columns, amounts, row, mean, strict=True)
     ]
     if baseline is not None:
-        parts.append(Contribution(Column("baseline"), baseline, 0.0, 0.0))
+        parts.append(Contribution(_BASELINE, baseline, 0.0, 0.0))
     parts.sort(key=lambda part: -abs(part.amount))
     spread = normal.std(0)
     unit = np.where(spread > 0, spread, 1.0)

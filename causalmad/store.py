@@ -160,8 +160,10 @@ def _hash(data: bytes) -> str:
 
 def _write(path: Path, files: dict[str, bytes]) -> None:
     """All files at once: a temporary directory beside the target, synced, then renamed."""
-    if path.exists() and not (path / _JSON).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise StoreError(f"{path} exists and holds no detector", tries=["another folder", "empty it first"])
+    path = path.resolve()  # a link stays a link
+    there = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    if path.exists() and (not path.is_dir() or there not in (set(), {_JSON, _TENSORS})):
+        raise StoreError(f"{path} holds something else than a detector", tries=["another folder", "empty it first"])
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -171,15 +173,26 @@ def _write(path: Path, files: dict[str, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         fresh.chmod(0o755)
-        old = None
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, old)
-        os.replace(fresh, path)
-        if old is not None:
-            shutil.rmtree(old)
+        _exchange(fresh, path)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _exchange(fresh: Path, path: Path) -> None:
+    """``fresh`` in place of ``path``, which is put back if that fails."""
+    if not path.exists():
+        os.replace(fresh, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    try:
+        os.replace(path, old)
+        try:
+            os.replace(fresh, path)
+        except OSError:
+            os.replace(old, path)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -188,7 +201,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(data)
         checksum = content.pop("checksum")
         sound = checksum == _hash(json.dumps(content, sort_keys=True).encode())
-    except (ValueError, AttributeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise StoreError(f"{path / _JSON} is damaged: {error}", tries=["fit and save again"]) from error
     if not sound:
         raise StoreError(

@@ -76,6 +76,7 @@ def open_folder(name: str) -> Chosen:
         ModelError: when there is no such model, its kind is unknown, or weights are missing.
     """
     import transformers
+    from safetensors import SafetensorError
 
     folder = Path(name)
     if not folder.is_dir() and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
@@ -89,7 +90,7 @@ def open_folder(name: str) -> Chosen:
             name, config=config, use_safetensors=True, output_loading_info=True, **options
         )
         tokenizer = _tokenizer(transformers, name, folder, options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"no model can be opened from {name}: {error}",
             needed="config.json and model.safetensors, as save_pretrained writes them",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from causalmad.inputs import Block, Inputs
     from causalmad.models import OpenModel
 
+_TEXTS = ("text", "prompt", "input", "sentence")
 FORMS = '{"id": "a", "text": "..."}, {"input_ids": [5, 3, 8]} or {"x": [0.1, 0.2]}'
 
 
@@ -52,10 +53,11 @@ def read_rows(path: str) -> list[Row]:
 def as_inputs(rows: list[Row], model: OpenModel, blocks: Mapping[str, Block] | None = None) -> Inputs:
     """The rows as inputs of a model.
 
-    A text field (``text``, ``prompt``, ``input``, ``sentence``) goes through the tokenizer; ``input_ids`` are tokens;
-    lists under the name of an argument of the model are passed by that name; otherwise the one field that holds lists
-    of numbers is the first positional argument. Lists are floats, except under names that end in ``_ids`` or ``_mask``.
-    ``id`` names the input, and whatever is left is a column that the model never sees.
+    A text field (``text``, ``prompt``, ``input``, ``sentence``; any, where there is no list) goes through the
+    tokenizer; ``input_ids`` are tokens; lists under the name of an argument of the model are passed by that name;
+    otherwise the one field that holds lists of numbers is the first positional argument. Lists are floats, except under
+    names that end in ``_ids`` or ``_mask``. ``id`` names the input, and whatever is left is a column that the model
+    never sees.
 
     Raises:
         InputsError: when rows differ in their fields or shapes, ids stand twice, or no field can be meant.
@@ -70,7 +72,8 @@ def as_inputs(rows: list[Row], model: OpenModel, blocks: Mapping[str, Block] | N
     for name in named:
         whole = name.endswith(("_ids", "_mask"))
         table[name] = [_whole(row, name) for row in rows] if whole else _floats(rows, name)
-    if not named and not any(isinstance(rows[0].values[name], str) for name in fields):
+    texts = [name for name in fields if isinstance(rows[0].values[name], str) and (not lists or name in _TEXTS)]
+    if not named and not texts:
         if len(lists) != 1:
             raise InputsError(
                 f"{rows[0].place}: {'several fields hold' if lists else 'no field holds'} a list of numbers",

@@ -188,8 +188,8 @@ class Computation:
         """What is read to know what every sender writes."""
         return (self.source, *(part.writes for part in self.parts if part.writes is not None))
 
-    def capture(self, batch: Batch, *, check: bool = False) -> Tensor:
-        """(batch, positions, senders, width) what every sender writes.
+    def capture(self, batch: Batch, *, check: bool = False) -> Mapping[Place, Tensor]:
+        """Place -> activation at :attr:`places`, for :meth:`senders_of`.
 
         Args:
             batch: the inputs.
@@ -200,10 +200,9 @@ class Computation:
         """
         norms = [part.norm for part in self.parts] if check else []
         values = self.model.run(batch, read=(*self.places, *norms), output=False).values
-        found = self.senders_of(values)
         if check:
-            self._check(found, values, batch)
-        return found
+            self._check(self.senders_of(values), values, batch)
+        return {place: values[place] for place in self.places}
 
     def _check(self, found: Tensor, values: Mapping[Place, Tensor], batch: Batch) -> None:
         keep = torch.ones(found.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask

@@ -75,8 +75,8 @@ class EdgeAttributor:
                 return self._products(clean, apart.mean(0))
             bound = _Bound(self.target.bind(clean.logits))
             total = torch.zeros(len(batch), *self.patcher.computation.allowed.shape, device=written.device)
-            for gap in apart:
-                total += self._integrated(batch, bound, clean.values, gap)
+            for donor, gap in zip(which.unbind(1), apart, strict=True):
+                total += self._integrated(batch, bound, clean.values, donor, gap)
             return total / len(apart)
 
     def _apart(self, batch: Batch, donor: Tensor, written: Tensor) -> Tensor:
@@ -84,7 +84,9 @@ class EdgeAttributor:
         gap = self.patcher.aligned(batch, donor) - written
         return gap if batch.mask is None else gap.masked_fill(~batch.mask[:, :, None, None], 0)
 
-    def _integrated(self, batch: Batch, bound: _Bound, clean: Mapping[Place, Tensor], gap: Tensor) -> Tensor:
+    def _integrated(
+        self, batch: Batch, bound: _Bound, clean: Mapping[Place, Tensor], donor: Tensor, gap: Tensor
+    ) -> Tensor:
         """Scores against one donor, averaged over the points in between."""
         graph = self.patcher.computation
         rows = {graph.source: range(1)}
@@ -93,16 +95,14 @@ class EdgeAttributor:
         total = torch.zeros(len(batch), *graph.allowed.shape, device=gap.device)
         for place, senders in rows.items():
             inside = slice(None) if self.method == "eap-ig" else slice(senders.start, senders.stop)
+            way = self.patcher.aligned(batch, donor, place) - clean[place]
+            if batch.mask is not None:
+                way = way.masked_fill(~batch.mask[:, :, None], 0)
             for step in range(1, self.steps + 1):
-                share = 1 - step / self.steps
-                point = clean[place] + share * self._toward(batch, place, senders, clean[place], gap)
+                point = clean[place] + (1 - step / self.steps) * way
                 found = self._products(self._run(batch, bound, {place: _constant(point)}), gap)
                 total[:, inside] += found[:, inside] / self.steps
         return total
-
-    def _toward(self, batch: Batch, place: Place, senders: range, clean: Tensor, gap: Tensor) -> Tensor:
-        """From the clean activation at a place to the donor's: for heads, before the output projection."""
-        return gap[:, :, senders.start]
 
     def _run(self, batch: Batch, target: Target, edits: Mapping[Place, Patch] | None = None) -> Run:
         """A run with everything read that scores need; each receiver's gradient is that of its own reading."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -32,12 +32,14 @@ class EdgePatcher:
         computation: the model as a graph.
         donors: the trusted inputs whose values are put in.
         donor_batch: the donors as one batch.
+        values: place -> the donors' activations where senders are.
         written: (donors, positions, senders, width) what every sender writes on the donors.
     """
 
     computation: Computation
     donors: Donors
     donor_batch: Batch
+    values: Mapping[Place, Tensor]
     written: Tensor
 
     @classmethod
@@ -53,7 +55,8 @@ class EdgePatcher:
             raise HypothesisError("edges of inputs that are no token sequences", needed="token inputs")
         batch = next(iter(opened.batches(donors.inputs, size=len(donors.inputs))))
         with _plain_tensors(), opened.quiet():
-            return cls(computation, donors, batch, computation.capture(batch, check=True))
+            values = computation.capture(batch, check=True)
+            return cls(computation, donors, batch, values, computation.senders_of(values))
 
     @property
     def model(self) -> OpenModel:
@@ -65,14 +68,16 @@ class EdgePatcher:
         width = self.written.shape[2] * self.written.shape[3] * max(int(inputs.lengths.max()), 1)
         return self.model.batches(inputs, size=max(1, min(self.model.batch_size, _MOST // width)))
 
-    def aligned(self, batch: Batch, which: Tensor) -> Tensor:
+    def aligned(self, batch: Batch, which: Tensor, place: Place | None = None) -> Tensor:
         """(batch, positions, senders, width) the donors' values, aligned at the last real token.
 
         Args:
             batch: the inputs.
             which: (batch,) donor of each row.
+            place: one of the computation's places, for the donors' activation there instead.
         """
-        return align(self.written, self.donor_batch.mask, which.to(self.written.device), batch)
+        known = self.written if place is None else self.values[place]
+        return align(known, self.donor_batch.mask, which.to(known.device), batch)
 
     def logits(self, batch: Batch, which: Tensor, sources: Tensor) -> Tensor:
         """(batch, classes) logits when every receiver reads as it is told.
@@ -114,8 +119,10 @@ class EdgePatcher:
             yield from run()
 
     def _logits(self, batch: Batch, which: Tensor, sources: Tensor) -> Tensor:
-        clean = self.computation.capture(batch) if bool((sources == CLEAN).any()) else None
-        run = _Rewired(self.computation, batch, self.aligned(batch, which), clean, sources.to(batch.main.device))
+        graph, clean = self.computation, None
+        if bool((sources == CLEAN).any()):
+            clean = graph.senders_of(graph.capture(batch))
+        run = _Rewired(graph, batch, self.aligned(batch, which), clean, sources.to(batch.main.device))
         return self.model.logits(batch, run.edits())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -83,6 +83,7 @@ class OpenModel:
         positional: whether token ids are passed as the first positional argument (TransformerLens).
         side: where token rows are padded, ``left`` or ``right``.
         batch_size: inputs a batch, at most.
+        standing: edits under which every run of this view of the model stands, from the batch; None on the plain model.
     """
 
     module: nn.Module
@@ -94,6 +95,12 @@ class OpenModel:
     positional: bool = False
     side: str = "left"
     batch_size: int = 64
+    standing: Callable[[Batch], Mapping[Place, Patch]] | None = None
+
+    @property
+    def plain(self) -> OpenModel:
+        """The model without standing edits: what donors run on."""
+        return replace(self, standing=None)
 
     @property
     def name(self) -> str:
@@ -181,7 +188,7 @@ class OpenModel:
                 tuple(map(_ordinary, args)),
                 {name: _ordinary(value) for name, value in kwargs.items()},
                 read=tuple(read),
-                edits=edits or {},
+                edits=edits or {} if self.standing is None else _after(self.standing(batch), edits or {}),
                 objective=objective,
                 output=output,
             )
@@ -218,6 +225,15 @@ class OpenModel:
 def _ordinary(value: Any) -> Any:
     """A tensor that autograd may save."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _after(first: Mapping[Place, Patch], then: Mapping[Place, Patch]) -> dict[Place, Patch]:
+    """Edits one after the other where both touch a place."""
+
+    def both(place: Place) -> Patch:
+        return lambda value: then[place](first[place](value))
+
+    return {**first, **then, **{place: both(place) for place in first.keys() & then.keys()}}
 
 
 def read_logits(result: Any, batch: Batch, position: int | str) -> Tensor:

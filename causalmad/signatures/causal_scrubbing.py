@@ -15,11 +15,12 @@ from causalmad.hypotheses.pool import NOBODY, Jobs, at_rows, values_of
 from causalmad.hypotheses.scrubbing import Scrubber, Unclaimed
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
-from causalmad.signatures.base import Signatures, State
-from causalmad.signatures.claims import require_hypothesis, restore_pool, save_pool
+from causalmad.signatures.base import Signatures, State, require_inputs
+from causalmad.signatures.claims import claim_groups, require_hypothesis, restore_pool, save_pool
 from causalmad.signatures.columns import Reduced, join
 from causalmad.signatures.draws import changes, missing
 from causalmad.signatures.scaled import SAMPLE, Scales
+from causalmad.signatures.units import Group
 from causalmad.targets import Readout, Target, TopMargin, as_target
 
 
@@ -62,6 +63,7 @@ class CausalScrubbing:
             HypothesisError: when there is no hypothesis, or it has defects on this model.
         """
         claim = require_hypothesis(self.hypothesis, "causal-scrubbing")
+        require_inputs(trusted)
         scrubber = Scrubber.of(model, claim, trusted, seed, self.unclaimed)
         raw = FittedCausalScrubbing(self, model, scrubber, Scales.unknown())
         rows = np.sort(np.random.default_rng([seed, 1]).permutation(len(trusted))[:SAMPLE])
@@ -88,6 +90,11 @@ class FittedCausalScrubbing:
     def columns(self) -> Any:
         """What the numbers are."""
         return self.scales.columns
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The claimed sites as units, for repairs."""
+        return claim_groups(self.scrubber.sites)
 
     def __call__(self, inputs: Any) -> Signatures:
         """(n, d) signatures; a run for every replacement, draw and level of the claim."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from causalmad.hypotheses import Hypothesis
 from causalmad.hypotheses.pool import Pool
 from causalmad.inputs import Inputs
 from causalmad.signatures.base import State
+from causalmad.signatures.units import Group
+from causalmad.sites import Site
 
 _PREFIX = "pool:"
 
@@ -67,3 +70,9 @@ def _column(values: list[Any]) -> Any:
     for i, value in enumerate(values):
         array[i] = tuple(value) if isinstance(value, list) else value
     return array
+
+
+def claim_groups(sites: Mapping[str, tuple[Site, ...]]) -> tuple[Group, ...]:
+    """The claimed sites as units, for repairs."""
+    pairs = [(f"{claim} {site}", site) for claim, found in sites.items() for site in found]
+    return (Group("claim", tuple(name for name, _ in pairs), tuple(site for _, site in pairs)),)

@@ -9,6 +9,7 @@ from torch.nn.functional import log_softmax
 
 from causalmad.signatures.base import Column
 from causalmad.signatures.columns import Reduced
+from causalmad.signatures.effects import settled
 from causalmad.targets import Target, divergence
 
 Floats = npt.NDArray[np.float64]
@@ -30,7 +31,8 @@ def changes(name: str, site: str, clean: Tensor, patched: Tensor, target: Target
         (n, 5): mean and sd over draws of KL(clean || patched) in nats, mean and sd of the target's signed change, and
         the share of draws with another top class. An input without any donor has zeros.
     """
-    again = clean.repeat_interleave(len(patched) // max(len(clean), 1), 0)
+    again = clean.double().repeat_interleave(len(patched) // max(len(clean), 1), 0)
+    patched = settled(patched, again)
     read = target.bind(again)
     kl = divergence(log_softmax(again, -1), log_softmax(patched, -1))
     flips = (patched.argmax(-1) != again.argmax(-1)).double()

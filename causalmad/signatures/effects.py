@@ -62,7 +62,7 @@ class Resampler:
         """Ready to run: the donors' activations at all places of the groups are captured once."""
         batch = donor_batch(model, donors)
         places = list({site.place: None for group in groups for site in group.sites})
-        values = dict(model.run(batch, read=places, output=False).values) if places else {}
+        values = dict(model.plain.run(batch, read=places, output=False).values) if places else {}
         return cls(model, donors, target, batch, values)
 
     def effects(self, batch: Batch, which: Tensor, group: Group) -> Effects:
@@ -73,9 +73,7 @@ class Resampler:
             which: (batch, donors) the donors of every input.
             group: the units.
         """
-        # In single precision a small divergence is mostly the rounding of its logarithms.
         clean = self.model.logits(batch).double()
-        rounding = _ROUNDINGS * torch.finfo(torch.float32).eps * clean.abs().amax(-1)
         counts = group.count(batch)
         shape = (len(batch), int(counts.max()), which.shape[1])
         kl, change = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
@@ -83,10 +81,7 @@ class Resampler:
         for rows, units, donors, edit in self._variants(batch, which, group, counts):
             again = batch.take(rows.numpy())
             stacked, patches = edit(again)
-            logits = self.model.logits(stacked, patches).double()
-            # The same logits from a batch of another shape differ in their last bits: that is no effect.
-            same = (logits - clean[rows]).abs().amax(-1) <= rounding[rows]
-            logits = torch.where(same[:, None], clean[rows], logits)
+            logits = settled(self.model.logits(stacked, patches), clean[rows])
             read = self.target.bind(clean[rows])
             kl[rows, units, donors] = divergence(reference[rows], log_softmax(logits, -1)).float().cpu()
             change[rows, units, donors] = (read(logits) - read(clean[rows])).float().cpu()
@@ -125,6 +120,17 @@ class Resampler:
             return batch, {place: patch}
 
         return on_site
+
+
+def settled(patched: Tensor, clean: Tensor) -> Tensor:
+    """Patched logits (n, classes) in double precision, and exactly the clean ones where they differ by rounding.
+
+    In single precision a small divergence is mostly the rounding of its logarithms; and the same logits from a batch
+    of another shape differ in their last bits, which is no effect.
+    """
+    rounding = _ROUNDINGS * torch.finfo(torch.float32).eps * clean.abs().amax(-1)
+    same = (patched.double() - clean.double()).abs().amax(-1) <= rounding
+    return torch.where(same[:, None], clean.double(), patched.double())
 
 
 def donor_batch(model: OpenModel, donors: Donors) -> Batch:

@@ -18,11 +18,12 @@ from causalmad.hypotheses.pool import NOBODY, Jobs, at_rows, values_of
 from causalmad.hypotheses.scrubbing import Scrubber
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
-from causalmad.signatures.base import Column, Signatures, State
-from causalmad.signatures.claims import require_hypothesis, restore_pool, save_pool
+from causalmad.signatures.base import Column, Signatures, State, require_inputs
+from causalmad.signatures.claims import claim_groups, require_hypothesis, restore_pool, save_pool
 from causalmad.signatures.columns import Reduced, join
 from causalmad.signatures.draws import answers, changes, missing
 from causalmad.signatures.scaled import SAMPLE, Scales
+from causalmad.signatures.units import Group
 from causalmad.sites import Site
 from causalmad.targets import Readout, Target, TopMargin, as_target
 
@@ -65,6 +66,7 @@ class Interchange:
             HypothesisError: when there is no hypothesis, or it has defects on this model.
         """
         claim = require_hypothesis(self.hypothesis, "interchange")
+        require_inputs(trusted)
         scrubber = Scrubber.of(model, claim, trusted, seed)
         raw = FittedInterchange(self, model, scrubber, _pool_logits(scrubber), Scales.unknown())
         rows = np.sort(np.random.default_rng([seed, 1]).permutation(len(trusted))[:SAMPLE])
@@ -92,6 +94,11 @@ class FittedInterchange:
     def columns(self) -> tuple[Column, ...]:
         """What the numbers are."""
         return self.scales.columns
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The claimed sites as units, for repairs."""
+        return claim_groups(self.scrubber.sites)
 
     def __call__(self, inputs: Any) -> Signatures:
         """(n, d) signatures; two runs for every claim and draw (four without mechanisms)."""

@@ -21,7 +21,7 @@ from causalmad.signatures.columns import Reduced, join
 from causalmad.signatures.draws import changes
 from causalmad.signatures.effects import Resampler
 from causalmad.signatures.scaled import SAMPLE, Scales
-from causalmad.signatures.units import groups
+from causalmad.signatures.units import Group, groups
 from causalmad.sites import Site
 from causalmad.targets import Readout, Target, TopMargin, as_target
 
@@ -147,6 +147,11 @@ class FittedSufficiency:
     def donor_digests(self) -> tuple[str, ...]:
         """Contents of the donors, which the reference leaves out."""
         return self.donors.inputs.digests
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All sites as units, for repairs."""
+        return (Group("component", tuple(map(str, self.ranked)), self.ranked),)
 
     def __call__(self, inputs: Any) -> Signatures:
         """(n, d) signatures; two runs for every size and donor."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeAlias
 
+import networkx as nx
 import torch
 from torch import Tensor, nn
 
 from causalmad.errors import SpecError, nearest
+from causalmad.hypotheses import OUTPUT, Hypothesis
 from causalmad.inputs import Inputs
 
 VOCABULARY = 20
@@ -24,12 +26,30 @@ class Toy:
         model: the model, in training mode, as users have them.
         trusted: inputs to fit on.
         fresh: other inputs, drawn in the same way.
+        places: site texts at which the hypothesis claims its variables.
     """
 
     name: str
     model: nn.Module
     trusted: Inputs
     fresh: Inputs
+    places: tuple[str, str]
+
+    @property
+    def hypothesis(self) -> Hypothesis:
+        """A claim that can be tested on the toy, whether or not it is true."""
+        graph = nx.DiGraph(name=self.name)
+        graph.add_node("sign", at=self.places[0], value=_sign)
+        graph.add_node("pair", at=self.places[1], value=_pair)
+        nx.add_path(graph, ["sign", "pair", OUTPUT])
+        return Hypothesis(graph)
+
+    def ready(self, spec: Any) -> Any:
+        """A signature with what it cannot do without: a hypothesis, or a circuit where the sites have no roles."""
+        needs = {"hypothesis": self.hypothesis, "circuit": None if self.trusted.tokens else self.places}
+        options = {field.name for field in fields(spec)} if is_dataclass(spec) else set()
+        missing = {name: value for name, value in needs.items() if name in options and getattr(spec, name) is None}
+        return replace(spec, **missing) if missing else spec
 
 
 def toy(name: str, trusted: int = 48, fresh: int = 12) -> Toy:
@@ -47,23 +67,37 @@ def toy(name: str, trusted: int = 48, fresh: int = 12) -> Toy:
     """
     if name not in _TOYS:
         raise SpecError(f"no toy is called {name!r}", tries=nearest(name, _TOYS))
-    make, draw = _TOYS[name]
+    make, draw, places = _TOYS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = make().train()
     inputs = draw(trusted + fresh, torch.Generator().manual_seed(1))
-    return Toy(name, model, inputs[:trusted], inputs[trusted:])
+    return Toy(name, model, inputs[:trusted], inputs[trusted:], places)
+
+
+def _sign(row: Mapping[str, Any]) -> bool:
+    """Whether the sum of an input's numbers is above the middle."""
+    values = _numbers(row)
+    return bool(values.sum() > (0 if values.is_floating_point() else VOCABULARY * len(values) // 2))
+
+
+def _pair(row: Mapping[str, Any]) -> tuple[bool, bool]:
+    """The sign, and that of the input's last number alone."""
+    last = _numbers(row).flatten()[-1]
+    return _sign(row), bool(last > 0 if last.is_floating_point() else last > VOCABULARY // 2)
+
+
+def _numbers(row: Mapping[str, Any]) -> Tensor:
+    return torch.as_tensor(row["input_ids"] if "input_ids" in row else row["input"])
 
 
 def _mlp() -> nn.Module:
-    model = nn.Sequential(
-        nn.Linear(12, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)
-    )
+    first = nn.Linear(12, 16)
+    model = nn.Sequential(first, nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3))
     with torch.no_grad():
-        for part in model:
-            if isinstance(part, nn.Linear):
-                part.weight.mul_(2)
-        model[0].weight[:, 9:] = 0  # the block "idle" plays no part
+        for value in model.parameters():
+            value.mul_(2 if value.ndim > 1 else 1)
+        first.weight[:, 9:] = 0  # the block "idle" plays no part
     return model
 
 
@@ -139,11 +173,12 @@ def _tokens(count: int, draw: torch.Generator) -> Inputs:
     return Inputs.of({"input_ids": rows})
 
 
-_TOYS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, torch.Generator], Inputs]]] = {
-    "mlp": (_mlp, _vectors),
-    "linear": (_linear, _vectors),
-    "conv": (_conv, _images),
-    "gpt2": (_gpt2, _tokens),
-    "llama": (_llama, _tokens),
-    "neox": (_neox, _tokens),
+_Parts: TypeAlias = tuple[Callable[[], nn.Module], Callable[[int, torch.Generator], Inputs], tuple[str, str]]
+_TOYS: dict[str, _Parts] = {
+    "mlp": (_mlp, _vectors, ("1", "4")),
+    "linear": (_linear, _vectors, ("0", "1")),
+    "conv": (_conv, _images, ("2", "5")),
+    "gpt2": (_gpt2, _tokens, ("transformer.h.0@-1", "transformer.h.1.mlp@-1")),
+    "llama": (_llama, _tokens, ("model.layers.0@-1", "model.layers.1.mlp@-1")),
+    "neox": (_neox, _tokens, ("gpt_neox.layers.0@-1", "gpt_neox.layers.1.mlp@-1")),
 }

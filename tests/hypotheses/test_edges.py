@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,72 +15,30 @@ from causalmad.hypotheses.edges import CLEAN, DONOR, EdgePatcher, only, sources_
 from causalmad.inputs import Inputs
 
 
-def _twin():
-    spec = importlib.util.spec_from_file_location("twin", Path(__file__).parents[1] / "twins" / "edges.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-twin = _twin()
-FAMILIES = ("gpt2", "neox", "neox-in-turn", "llama")
-
-
-@pytest.fixture(params=FAMILIES)
-def model(request, model_of):
-    found = model_of(request.param.partition("-")[0])
-    if request.param == "neox-in-turn":
-        found = copy.deepcopy(found)
-        found.config.use_parallel_residual = False
-        for layer in found.gpt_neox.layers:
-            layer.use_parallel_residual = False
-    return found
-
-
 def rows(count, length, seed=3):
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(2, 50, (count, length), generator=draw)
 
 
-@pytest.fixture
-def ids():
-    return rows(5, 6)
-
-
-@pytest.fixture
-def slow(model):
-    """The model without dropout, for the twin."""
-    return copy.deepcopy(model).eval()
-
-
-@pytest.fixture
-def patcher(model):
-    return EdgePatcher.of(model, Donors(Inputs.of({"input_ids": rows(4, 6, seed=9)}), 3))
-
-
-def only_batch(patcher, ids):
-    return next(iter(patcher.model.batches(Inputs.of({"input_ids": ids}))))
-
-
 @torch.no_grad()
-def test_what_senders_write_is_the_residual_stream(patcher, slow, ids):
+def test_what_senders_write_is_the_residual_stream(patcher, slow, twin, ids, one_batch):
     graph = patcher.computation
-    batch = only_batch(patcher, ids)
-    found = graph.capture(batch, check=True)
+    batch = one_batch(patcher, ids)
+    found = graph.senders_of(graph.capture(batch, check=True))
     for row in range(len(ids)):
         _, values = twin.forward(slow, ids[row])
         assert list(values) == list(graph.senders)
         assert torch.allclose(found[row].movedim(1, 0), torch.stack(list(values.values())), atol=1e-5)
 
 
-def test_edges_are_those_of_the_twin(patcher, slow, ids):
+def test_edges_are_those_of_the_twin(patcher, slow, twin, ids):
     assert set(patcher.computation.edges) == set(twin.edges_of(slow, ids[0]))
     assert len(patcher.computation.edges) == int(patcher.computation.allowed.sum())
 
 
 @torch.no_grad()
-def test_no_edge_is_clean_and_all_edges_are_the_donor(patcher, ids):
-    batch, which = only_batch(patcher, ids), torch.tensor([0, 1, 2, 0, 1])
+def test_no_edge_is_clean_and_all_edges_are_the_donor(patcher, ids, one_batch):
+    batch, which = one_batch(patcher, ids), torch.tensor([0, 1, 2, 0, 1])
     clean = patcher.model.logits(batch)
     none = torch.zeros_like(patcher.computation.allowed, dtype=torch.int8)
     assert torch.equal(patcher.logits(batch, which, none), clean)
@@ -95,9 +51,9 @@ def test_no_edge_is_clean_and_all_edges_are_the_donor(patcher, ids):
 
 
 @torch.no_grad()
-def test_single_edges_and_sets_of_edges_equal_the_twin(patcher, slow, ids):
+def test_single_edges_and_sets_of_edges_equal_the_twin(patcher, slow, twin, ids, one_batch):
     graph, donors = patcher.computation, patcher.donor_batch.main
-    batch, which = only_batch(patcher, ids[:2]), torch.tensor([1, 2])
+    batch, which = one_batch(patcher, ids[:2]), torch.tensor([1, 2])
     draw = torch.Generator().manual_seed(0)
     sets = [[edge] for edge in graph.edges[::7]]
     sets += [[graph.edges[i] for i in torch.randperm(len(graph.edges), generator=draw)[:size]] for size in (3, 20, 60)]
@@ -123,21 +79,21 @@ def test_padding_and_company_change_nothing(patcher, prompts):
 
 
 @torch.no_grad()
-def test_nnsight_patches_the_same(model_of, ids):
+def test_nnsight_patches_the_same(model_of, ids, one_batch):
     tables, found = None, []
     for engine in ("hooks", "nnsight"):
         opened = causalmad.open_model(model_of("llama"), engine=engine)
         patcher = EdgePatcher.of(opened, Donors(Inputs.of({"input_ids": rows(3, 6, seed=9)}), 2))
         tables = (patcher.computation.allowed & (torch.arange(11)[:, None] % 2 == 0)).to(torch.int8) * DONOR
-        found.append(patcher.logits(only_batch(patcher, ids), torch.tensor([0, 1, 0, 1, 0]), tables))
+        found.append(patcher.logits(one_batch(patcher, ids), torch.tensor([0, 1, 0, 1, 0]), tables))
     assert torch.allclose(*found, atol=1e-5)
 
 
-def test_nothing_is_left_on_the_model(patcher, ids):
+def test_nothing_is_left_on_the_model(patcher, ids, one_batch):
     module = patcher.model.module
     before = {name: dict(part.__dict__) for name, part in module.named_modules()}
     state = torch.get_rng_state()
-    batch = only_batch(patcher, ids)
+    batch = one_batch(patcher, ids)
     sources = sources_of(patcher.computation, torch.zeros_like(patcher.computation.allowed))
     with torch.inference_mode():
         patcher.logits(batch, torch.zeros(5, dtype=torch.long), sources)

@@ -1,5 +1,7 @@
 """Every signature with Mahalanobis, and activations with every reference."""
 
+from dataclasses import replace
+
 import pytest
 
 from causalmad import Detector
@@ -26,17 +28,24 @@ SAVED = {
 }
 
 
+def ready(detector, made):
+    return replace(detector, signature=made.ready(detector.signature))
+
+
 @pytest.mark.parametrize("law", laws.DETECTOR_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("name", ["mlp", "gpt2"])
 @pytest.mark.parametrize("part", DETECTORS)
 def test_every_detector_keeps_every_law(part, name, law):
     many = law is laws.law_a_null_scores_a_half
-    hold(law, part, DETECTORS[part], toy(name, trusted=60 if many else 40, fresh=60 if many else 6))
+    made = toy(name, trusted=60 if many else 40, fresh=60 if many else 6)
+    hold(law, part, ready(DETECTORS[part], made), made)
 
 
 @pytest.mark.parametrize("name", ["mlp", "gpt2"])
 def test_saved_detectors_score_the_same_bits_in_a_fresh_process(name, tmp_path):
     here = toy(name, trusted=40, fresh=9)
     wanted = SAVED if name == "gpt2" else DETECTORS
+    # A hypothesis is code, which is never saved.
+    wanted = {part: detector for part, detector in wanted.items() if ready(detector, here) == detector}
     fitted = {part: detector.fit(here.model, here.trusted, seed=2) for part, detector in wanted.items()}
     laws.law_saved_detectors_score_the_same_elsewhere(fitted, here, tmp_path)

@@ -1,5 +1,7 @@
 """Every signature of the catalogue, on every toy, through both engines."""
 
+from typing import Any
+
 import pytest
 
 from causalmad.catalogue import catalogue
@@ -11,7 +13,7 @@ from causalmad.testing.toys import toy
 ENTRIES = {entry.name: entry for entry in catalogue("signatures")}
 
 # Options other than the defaults, each on the toy where it matters most.
-VARIANTS = [
+VARIANTS: list[tuple[str, Any]] = [
     ("mlp", AttributionPatching(baseline="donors", normalise=True)),
     ("mlp", AttributionPatching(baseline="zero", steps=3, units=("positions", "blocks"))),
     ("gpt2", AttributionPatching(baseline="donors", steps=2, units=("heads", "mlps", "positions", "residual"))),
@@ -30,7 +32,8 @@ VARIANTS = [
 @pytest.mark.parametrize("name", ["mlp", "conv", "gpt2"])
 @pytest.mark.parametrize("part", ENTRIES)
 def test_every_signature_keeps_every_law(part, name, law, engine):
-    hold(law, part, ENTRIES[part].load()(), toy(name, trusted=16, fresh=7), engine)
+    made = toy(name, trusted=16, fresh=7)
+    hold(law, part, made.ready(ENTRIES[part].load()()), made, engine)
 
 
 @pytest.mark.parametrize("law", laws.SIGNATURE_LAWS, ids=lambda law: law.__name__)

@@ -26,7 +26,7 @@ def split(model, layer):
             for h in range(heads):
                 cut = slice(i * width + h * size, i * width + (h + 1) * size)
                 maps[h, role] = W[:, cut], b[cut]
-        O, bias = block.attn.c_proj.weight, block.attn.c_proj.bias
+        joined, bias = block.attn.c_proj.weight, block.attn.c_proj.bias
     elif hasattr(model, "gpt_neox"):
         block = model.gpt_neox.layers[layer]
         norms, mlp = (block.input_layernorm, block.post_attention_layernorm), block.mlp
@@ -35,7 +35,7 @@ def split(model, layer):
             for i, role in enumerate("qkv"):
                 cut = slice((3 * h + i) * size, (3 * h + i + 1) * size)
                 maps[h, role] = W[:, cut], b[cut]
-        O, bias = block.attention.dense.weight.T, block.attention.dense.bias
+        joined, bias = block.attention.dense.weight.T, block.attention.dense.bias
     else:
         block = model.model.layers[layer]
         norms, mlp = (block.input_layernorm, block.post_attention_layernorm), block.mlp
@@ -47,9 +47,9 @@ def split(model, layer):
                 ("v", block.self_attn.v_proj, h // share),
             ):
                 maps[h, role] = projection.weight.T[:, i * size : (i + 1) * size], torch.zeros(size)
-        O, bias = block.self_attn.o_proj.weight.T, torch.zeros(width)
+        joined, bias = block.self_attn.o_proj.weight.T, torch.zeros(width)
     for h in range(heads):
-        out[h] = O[h * size : (h + 1) * size]
+        out[h] = joined[h * size : (h + 1) * size]
     return norms, mlp, maps, out, bias
 
 
@@ -168,25 +168,25 @@ def eap(model, ids, donor):
     """Syed, Rager and Conmy 2023: (donor - clean) . gradient, for every edge."""
     (logits, clean), (_, other) = forward(model, ids), forward(model, donor)
     slopes = gradients(model, ids, int(logits.argmax()))
-    return {(s, r): float(((other[s] - clean[s]) * slope).sum()) for (s, r), slope in slopes.items()}
+    return {(s, r): float(((other[s] - clean[s]) * slope).sum().detach()) for (s, r), slope in slopes.items()}
 
 
 def eap_ig(model, ids, donor, steps):
     """Hanna, Pezzelle and Belinkov 2024: the gradient averaged over inputs donor + k/m (clean - donor), k = 1..m."""
     (logits, clean), (_, other) = forward(model, ids), forward(model, donor)
-    total = {edge: 0.0 for edge in edges_of(model, ids)}
+    total = dict.fromkeys(edges_of(model, ids), 0.0)
     for k in range(1, steps + 1):
         point = other["input"] + k / steps * (clean["input"] - other["input"])
         slopes = gradients(model, ids, int(logits.argmax()), lambda s, v, point=point: point if s == "input" else v)
         for (s, r), slope in slopes.items():
-            total[s, r] += float(((other[s] - clean[s]) * slope).sum()) / steps
+            total[s, r] += float(((other[s] - clean[s]) * slope).sum().detach()) / steps
     return total
 
 
 def eap_ig_activations(model, ids, donor, steps):
     """The same with the activations of one part at a time interpolated, for the edges out of that part."""
     (logits, clean), (_, other) = forward(model, ids), forward(model, donor)
-    total = {edge: 0.0 for edge in edges_of(model, ids)}
+    total = dict.fromkeys(edges_of(model, ids), 0.0)
     for part in dict.fromkeys(sender.partition(".")[0] for sender in clean):
         for k in range(1, steps + 1):
 
@@ -197,7 +197,7 @@ def eap_ig_activations(model, ids, donor, steps):
 
             for (s, r), slope in gradients(model, ids, int(logits.argmax()), write).items():
                 if s.partition(".")[0] == part:
-                    total[s, r] += float(((other[s] - clean[s]) * slope).sum()) / steps
+                    total[s, r] += float(((other[s] - clean[s]) * slope).sum().detach()) / steps
     return total
 
 

@@ -1,0 +1,101 @@
+"""Tasks whose mechanism was planted: how their data is put together, and how they are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+from torch import Tensor, nn
+
+from causalmad.hypotheses import Hypothesis, interchange_accuracy
+from causalmad.tasks.base import Progress, Task, TaskData, describe_card, stream
+from causalmad.tasks.controls import control_scores
+from causalmad.tasks.matching import margins, matched_test
+from causalmad.tasks.tables import Draw, draw_new, join
+from causalmad.tasks.training import Recipe, trained
+
+TRUSTED, NORMAL, UNTRUSTED, TEST, CANDIDATES, GRADED = 1200, 1000, 500, 450, 1500, 2000
+
+Forward: TypeAlias = Callable[[nn.Module, Tensor], tuple[list[Tensor], Tensor]]
+"""Activations of each layer, (n, width), and logits, (n, classes)."""
+
+
+def load_planted(
+    task: Task,
+    recipe: Recipe,
+    draw: Draw,
+    forward: Forward,
+    hypothesis: Hypothesis,
+    card: Mapping[str, object],
+    seed: int,
+    progress: Progress | None,
+) -> TaskData:
+    """A planted task's model and inputs.
+
+    Args:
+        task: whose card is written.
+        recipe: how its model is trained.
+        draw: makes inputs of either kind.
+        forward: activations and logits of the model.
+        hypothesis: the claim that comes with the task.
+        card: what else the card says.
+        seed: of everything random.
+        progress: called after each step of the training.
+    """
+    rng, taken, fifth = stream(seed, recipe.name, "data"), set[bytes](), UNTRUSTED // 5
+    # One draw and one shuffle for all normal inputs: that makes `trusted` and `normal` exchangeable.
+    cuts = np.cumsum([0, TRUSTED, NORMAL, UNTRUSTED - fifth, CANDIDATES])
+    usual = draw_new(draw, int(cuts[-1]), False, rng, taken)
+    trusted, normal, mixed, candidates = (usual[slice(a, b)] for a, b in pairwise(cuts))
+    odd = draw_new(draw, fifth + CANDIDATES, True, rng, taken)
+    mixed = join(mixed, odd[:fifth])[rng.permutation(UNTRUSTED)]
+    candidates = join(candidates, odd[fifth:])
+
+    model, made = trained(recipe, seed, progress)
+
+    sure = margins(forward(model, candidates.tensor())[1])
+    chosen, labels = matched_test(sure, CANDIDATES, TEST, rng)
+    test = candidates[chosen]
+    layers = zip(*(forward(model, part.tensor())[0] for part in (trusted, test)))
+    controls = control_scores(labels, sure[chosen], (trusted.raw(), test.raw()), list(layers))
+    inputs = [part.as_inputs() for part in (trusted, test, normal, mixed)]
+    return TaskData(
+        recipe.name,
+        seed,
+        model,
+        inputs[0],
+        inputs[1],
+        labels,
+        inputs[2],
+        inputs[3],
+        describe_card(task, made, controls=controls, **card),
+        hypothesis,
+    )
+
+
+def grade(
+    model: nn.Module,
+    draw: Draw,
+    forward: Forward,
+    truths: Mapping[str, Hypothesis],
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """Share of right answers on new inputs of each kind, plain and after interchanges.
+
+    Args:
+        model: to be judged.
+        draw: makes inputs of either kind.
+        forward: activations and logits of the model.
+        truths: ``normal`` and ``anomalous`` -> the causal model that was planted for that kind.
+        rng: draws.
+    """
+    shares = {}
+    for kind, truth in truths.items():
+        table = draw(np.full(GRADED, kind == "anomalous"), rng)
+        answers = forward(model, table.tensor())[1].argmax(1)
+        shares[kind] = float((answers == table.answer).double().mean())
+        found = interchange_accuracy(model, truth, table.as_inputs(), pairs=GRADED)
+        shares |= {f"{kind} interchanges of {claim}": accuracy.share for claim, accuracy in found.items()}
+    return shares

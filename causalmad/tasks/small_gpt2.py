@@ -1,0 +1,70 @@
+"""Small GPT-2 models, and what they hold at the last position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def small_gpt2(vocabulary: int, length: int, *, width: int, layers: int, heads: int, inner: int) -> nn.Module:
+    """An untrained GPT-2 without dropout.
+
+    Args:
+        vocabulary: number of tokens.
+        length: number of positions.
+        width: of the residual stream.
+        layers: number of blocks.
+        heads: in each block.
+        inner: hidden neurons of each MLP.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=length,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        n_inner=inner,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+        use_cache=False,
+    )
+    model: nn.Module = GPT2LMHeadModel(config)
+    return model
+
+
+def last_logits(model: nn.Module, ids: Tensor) -> Tensor:
+    """(n, tokens) logits at the last position."""
+    logits: Tensor = model(input_ids=ids, logits_to_keep=1).logits[:, -1]
+    return logits
+
+
+@contextmanager
+def kept(*blocks: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that holds the (n, positions, width) residual stream after each block, once the model has run."""
+    streams: list[Tensor] = []
+
+    def keep(block: nn.Module, given: object, out: Tensor | tuple[Tensor, ...]) -> None:
+        streams.append(out if isinstance(out, Tensor) else out[0])
+
+    handles = [block.register_forward_hook(keep) for block in blocks]
+    try:
+        yield streams
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def last_position(model: nn.Module, ids: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The (n, width) residual stream after each block at the last position, and the (n, tokens) logits there."""
+    with kept(*model.get_submodule("transformer.h").children()) as streams:
+        logits = last_logits(model, ids)
+    return [stream[:, -1] for stream in streams], logits

@@ -1,0 +1,109 @@
+"""Help, the catalogue, exit codes; in processes of their own where imports are the question."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from causalmad import __version__
+from causalmad.catalogue import KINDS, catalogue
+
+HEAVY = ("torch", "numpy", "scipy", "sklearn", "transformers", "nnsight")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list"], ["list", "tasks", "--json"], ["evaluate", "--help"], ["fit", "--help"]]
+)
+def test_looking_around_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from causalmad.cli import main\n"
+        f"sys.argv = ['causalmad', *{arguments!r}]\n"
+        "try:\n    main()\n"
+        "except SystemExit as done:\n    print(done.code, *sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    exit_code, *imported = done.stderr.split()
+    assert (done.returncode, exit_code) == (0, "0")
+    assert "causalmad.cli.app" in imported
+    assert not set(imported) & set(HEAVY)
+
+
+def test_the_console_script_and_the_module_are_one_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "causalmad", "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, f"causalmad {__version__}\n")
+    from importlib.metadata import entry_points
+
+    from causalmad.cli import main
+
+    (script,) = entry_points(group="console_scripts", name="causalmad")
+    assert script.load() is main
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_list_gives_names_and_summaries(run, kind: str) -> None:
+    done = run("list", kind, "--json")
+    found = json.loads(done.stdout)
+    assert done.exit_code == 0 and found
+    assert found == [{"name": entry.name, "summary": entry.summary} for entry in catalogue(kind)]
+    assert all(name in run("list", kind).stdout for name in (entry.name for entry in catalogue(kind)))
+
+
+def test_list_without_a_kind_gives_all(run) -> None:
+    assert set(json.loads(run("list", "--json").stdout)) == set(KINDS)
+    assert all(kind in run("list").stdout for kind in KINDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["list", "signature"], "signatures"),
+        (["evaluate", "--task", "gate-digit", "--detector", "activations+mahalanobis"], "gate-digits | "),
+        (["evaluate", "--task", "gate-digits", "--detector", "activatons+mahalanobis"], "activations | "),
+        (["evaluate", "--task", "gate-digits", "--detector", "activations"], "signature+reference"),
+        (["evaluate", "--task", "gate-digits[shift=1]", "--detector", "activations+mahalanobis"], "no option 'shift'"),
+        (["fit", "--task", "gate-digits", "--out", "d"], "--signature"),
+        (["fit", "--out", "d", "--signature", "activations"], "--model"),
+        (["fit", "--out", "d", "--detector", "activations+mahalanobis", "--reference", "x"], "--detector"),
+        (["fit", "--out", "d", "--model", "./no", "--trusted", "no.jsonl", "--signature", "activations"], "no.jsonl"),
+        (["fit", "--out", "d", "--task", "gate-digits", "--signature", "activations", "--block", "a"], "START:STOP"),
+        (["detect", "no-folder", "--model", "x"], "no inputs"),
+        (["explain", "no-file", "--id", "1"], "no-file"),
+        (["evaluate"], "--task"),
+        (["nothing"], "nothing"),
+    ],
+)
+def test_mistakes_are_one_message_and_code_2(run, monkeypatch, tmp_path, arguments: list[str], said: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_where(run) -> None:
+    done = run("list", "signature", "--debug")
+    assert done.exit_code == 2
+    assert "Traceback" in done.stderr and "SpecError" in done.stderr
+
+
+def test_an_interrupt_is_not_taken_for_a_flag(run, monkeypatch) -> None:
+    def stop(kind: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("causalmad.cli.listing.catalogue", stop)
+    assert run("list").exit_code == 130
+
+
+def test_an_unforeseen_error_is_a_message_as_well(run, monkeypatch) -> None:
+    def fail(kind: str) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("causalmad.cli.listing.catalogue", fail)
+    done = run("list")
+    assert done.exit_code == 2
+    assert done.stderr == "RuntimeError: boom\n  --debug shows where it happened.\n"

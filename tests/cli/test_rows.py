@@ -1,0 +1,81 @@
+"""JSON lines as inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from causalmad.cli.rows import as_inputs, read_rows
+from causalmad.errors import InputsError
+from causalmad.inputs import Inputs
+from causalmad.models import open_model
+
+MLP = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Callable[..., Inputs]:
+    def read(lines: list[Any], model: Any = MLP, **options: Any) -> Inputs:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+        return as_inputs(read_rows(str(path)), open_model(model, **options))
+
+    return read
+
+
+def test_the_one_list_of_numbers_is_the_first_argument(inputs) -> None:
+    found = inputs([{"id": 7, "x": [1, 2], "who": "me"}, "", {"id": "b", "x": [0.5, -1], "who": "you"}])
+    assert found.ids == ("7", "b")
+    assert list(found.fields) == [0]
+    assert torch.equal(found.main, torch.tensor([[1.0, 2.0], [0.5, -1.0]]))
+    assert list(found.columns["who"]) == ["me", "you"]
+
+
+def test_arguments_of_the_model_go_by_name(inputs) -> None:
+    found = inputs([{"input": [1, 2], "other": [1, 2, 3]}])
+    assert list(found.fields) == ["input"]
+    assert found.main.dtype == torch.float32
+
+
+def test_tokens_and_texts(inputs, model_of, tokenizer) -> None:
+    found = inputs([{"input_ids": [5, 3, 8]}, {"input_ids": [4]}], model_of("gpt2"))
+    assert [row.tolist() for row in found.main] == [[5, 3, 8], [4]]
+    texts = inputs([{"id": "a", "text": "w5 w3 w8"}], model_of("gpt2"), tokenizer=tokenizer)
+    assert texts.main.tolist() == [[5, 3, 8]]
+
+
+def test_an_id_is_never_taken_for_the_text(inputs, model_of, tokenizer) -> None:
+    with pytest.raises(InputsError, match="no field holds"):
+        inputs([{"id": "w5", "n": 3}], model_of("gpt2"), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([{"x": [1, 2]}, "{"], "line 2 is no JSON"),
+        ([{"x": [1, 2]}, "", "[1, 2]"], "line 3 is a list"),
+        (['{"x": [1, NaN]}'], "line 1 is no JSON: NaN"),
+        (["\ud800".encode("utf-8", "surrogatepass").decode("latin-1")], "line 1"),
+        ([{"x": [1, 2]}, {"y": [1, 2]}], "line 2 has other fields than"),
+        ([{"x": [1, 2]}, {"x": [1, 2], "id": 1}], "'id' in one only"),
+        ([{"x": [1, 2], "id": "1"}, {"x": [1, 2], "id": 1}], "line 2: id '1' stands in"),
+        ([{"x": [1, 2], "id": [1]}], "id [1]"),
+        ([{"x": [1, 2]}, {"x": [1, 2, 3]}], "line 2: field 'x' has shape (3,)"),
+        ([{"x": [1, "a"]}], "line 1: field 'x' is no array"),
+        ([{"x": [1, 2], "y": [1, 2]}], "several fields"),
+        ([{"n": 3}], "no field holds"),
+        ([{"input_ids": [1, 2.5]}], "whole numbers"),
+        ([{"text": "hello"}], "without a tokenizer"),
+        ([], "has no lines"),
+    ],
+)
+def test_bad_lines_are_named(inputs, lines: list[Any], said: str) -> None:
+    with pytest.raises(InputsError) as caught:
+        inputs(lines)
+    assert said in str(caught.value)

@@ -1,0 +1,181 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import IsolationForest
+from sklearn.neighbors import KernelDensity
+
+from causalmad import Detector, FittedDetector, Inputs
+from causalmad.errors import CalibrationError, CausalmadError, FitError, InputsError, SpecError
+from causalmad.references import Mahalanobis
+from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
+from causalmad.testing.toys import toy
+from causalmad.testing.traces import ToyFailure, failing, untouched
+
+PROFILE = Detector(ResamplingProfile(donors=2))
+
+
+def contents(inputs, ids):
+    by_id = dict(zip(inputs.ids, inputs.digests, strict=True))
+    return {by_id[key] for key in ids}
+
+
+@pytest.mark.parametrize("detector", [PROFILE, Detector(Activations()), Detector(AttributionPatching(baseline="donors"))])
+def test_the_parts_of_the_trusted_inputs_share_no_content(detector):
+    made = toy("mlp", trusted=40)
+    doubled = Inputs.of(torch.cat([made.trusted.main, made.trusted.main[:15]]), blocks=made.trusted.blocks)
+    fitted = detector.fit(made.model, doubled, seed=1)
+    ids = fitted.provenance["ids"]
+    assert sorted(ids["signature"] + ids["calibration"]) == sorted(doubled.ids)
+    assert not contents(doubled, ids["signature"]) & contents(doubled, ids["calibration"])
+    assert set(ids["reference"]) <= set(ids["signature"])
+    donors = set(getattr(fitted.signature, "donor_digests", ()))
+    assert not donors & contents(doubled, ids["reference"])
+    assert donors | contents(doubled, ids["reference"]) == contents(doubled, ids["signature"])
+    assert list(fitted.trusted.ids) == ids["reference"]
+    assert len(fitted.calibrator.scores) == len(ids["calibration"])
+    assert fitted.seen == set(doubled.digests)
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_inputs_and_does_on_the_seed():
+    made = toy("mlp", trusted=30)
+    shuffled = made.trusted[np.random.default_rng(0).permutation(30)]
+    held = [
+        set(Detector(Activations()).fit(made.model, inputs, seed=seed).provenance["ids"]["calibration"])
+        for inputs, seed in ((made.trusted, 0), (shuffled, 0), (made.trusted, 1))
+    ]
+    assert held[0] == held[1] != held[2]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.5, 20), (0.25, 10), (0.8, 32)])
+def test_the_calibration_share_is_kept(share, count):
+    made = toy("mlp", trusted=40)
+    fitted = Detector(Activations(), calibration_share=share).fit(made.model, made.trusted)
+    assert len(fitted.calibrator.scores) == count
+
+
+def test_scores_p_values_and_flags_belong_together():
+    made = toy("mlp", trusted=60, fresh=20)
+    fitted = Detector(Activations()).fit(made.model, made.trusted, seed=2)
+    far = Inputs.of(torch.cat([made.fresh.main, made.fresh.main * 30]), blocks=made.fresh.blocks)
+    detection = fitted.detect(far, alpha=0.05)
+    values = fitted.signature(far).values
+    np.testing.assert_array_equal(detection.scores, -fitted.reference.score_samples(values))
+    np.testing.assert_array_equal(detection.scores, fitted.score(far))
+    np.testing.assert_array_equal(detection.p_values, fitted.calibrator.p_values(detection.scores))
+    np.testing.assert_array_equal(detection.flags, detection.p_values <= 0.05)
+    assert detection.ids == far.ids and detection.flags[20:].all() and detection.flags[:20].mean() < 0.3
+    assert fitted.detect(far, alpha=0.5).flags.sum() >= detection.flags.sum()
+
+
+def test_inputs_that_are_trusted_as_well_are_listed():
+    made = toy("mlp", trusted=40, fresh=5)
+    fitted = Detector(Activations()).fit(made.model, made.trusted)
+    mixed = Inputs.of(torch.cat([made.fresh.main, made.trusted.main[:3]]))
+    assert fitted.detect(mixed, alpha=0.1).provenance["also trusted"] == made.trusted.ids[:3]
+    assert fitted.detect(made.fresh, alpha=0.1).provenance["also trusted"] == ()
+
+
+def test_scikit_learn_estimators_are_references_as_they_are():
+    made = toy("mlp", trusted=40)
+    estimator = IsolationForest(n_estimators=10)
+    first = Detector(Activations(), estimator).fit(made.model, made.trusted, seed=5)
+    again = Detector(Activations(), IsolationForest(n_estimators=10)).fit(made.model, made.trusted, seed=5)
+    assert not hasattr(estimator, "estimators_")
+    np.testing.assert_array_equal(first.score(made.fresh), again.score(made.fresh))
+    assert Detector(Activations(), KernelDensity()).fit(made.model, made.trusted).score(made.fresh).shape == (12,)
+
+
+class Offline:
+    """A reference that compares with unlabelled rows, and is fitted in place as scikit-learn's estimators are."""
+
+    shapes = []
+
+    def fit(self, X, untrusted=None):
+        self.fitted_ = Mahalanobis().fit(X)
+        self.shapes.append(None if untrusted is None else np.asarray(untrusted).shape)
+        return self.fitted_
+
+
+def test_untrusted_inputs_reach_references_that_take_them_and_no_others():
+    made = toy("mlp", trusted=40, fresh=7)
+    reference = Offline()
+    Detector(Activations(), reference).fit(made.model, made.trusted, made.fresh)
+    Detector(Activations(), reference).fit(made.model, made.trusted)
+    assert Offline.shapes == [(7, 32), None]
+    assert not vars(reference)  # a copy was fitted
+    same = [Detector(Activations()).fit(made.model, made.trusted, pool).score(made.fresh) for pool in (None, made.fresh)]
+    np.testing.assert_array_equal(*same)
+
+
+def test_strings_arrays_dicts_and_inputs_are_taken_alike():
+    made = toy("gpt2", trusted=24, fresh=4)
+    fitted = Detector(Activations()).fit(made.model, made.trusted)
+    rows = [{"input_ids": row.tolist()} for row in made.fresh.main]
+    np.testing.assert_array_equal(fitted.score(rows), fitted.score(made.fresh))
+    vectors = toy("mlp", trusted=24)
+    fitted = Detector(Activations()).fit(vectors.model, vectors.trusted.main.numpy())
+    np.testing.assert_array_equal(fitted.score(vectors.fresh.main), fitted.score(vectors.fresh.main.double().numpy()))
+
+
+def test_what_cannot_be_fitted_is_named_and_leaves_nothing():
+    made = toy("mlp", trusted=40)
+    bad = made.trusted.main.clone()
+    bad[3, 2] = float("nan")
+    cases = {
+        "3 distinct trusted inputs": (FitError, made.trusted[:3]),
+        "no inputs at all": (InputsError, torch.zeros(0, 12)),
+        "1 distinct trusted input": (FitError, made.trusted.main[:1].expand(30, 12)),
+        "NaN": (CausalmadError, bad),
+    }
+    for text, (error, trusted) in cases.items():
+        with untouched(made.model, text), pytest.raises(error, match=text):
+            Detector(Activations()).fit(made.model, trusted)
+    with pytest.raises(FitError, match="for 2 donors and a spare"):
+        PROFILE.fit(made.model, made.trusted[:4])
+
+
+def test_a_large_calibration_share_never_takes_every_input():
+    made = toy("mlp", trusted=4)
+    for share in (0.01, 0.99):
+        try:
+            fitted = Detector(Activations(), calibration_share=share).fit(made.model, made.trusted)
+        except FitError:
+            continue
+        assert fitted.provenance["ids"]["reference"] and fitted.provenance["ids"]["calibration"]
+
+
+def test_odd_parts_are_named():
+    with pytest.raises(SpecError, match="calibration_share=1"):
+        Detector(Activations(), calibration_share=1.0)
+    with pytest.raises(SpecError, match="with its brackets"):
+        Detector(Activations)
+    with pytest.raises(SpecError, match="has no fit"):
+        Detector("activations")
+    made = toy("mlp", trusted=20)
+    with pytest.raises(SpecError):
+        Detector(Activations(), Mahalanobis).fit(made.model, made.trusted)
+
+
+def test_bad_inputs_to_score_are_named_and_leave_nothing():
+    made = toy("mlp", trusted=40)
+    fitted = Detector(Activations()).fit(made.model, made.trusted)
+    with untouched(made.model, "an alpha out of reach"), pytest.raises(CalibrationError, match="at least 99"):
+        fitted.detect(made.fresh, alpha=0.01)
+    with untouched(made.model, "NaN"), pytest.raises(CausalmadError, match="NaN"):
+        fitted.score(torch.full((2, 12), float("nan")))
+    with untouched(made.model, "another width"), pytest.raises(RuntimeError, match="mat1 and mat2"):
+        fitted.score(torch.zeros(2, 5))
+    with failing(made.model, 0), untouched(made.model, "a failure"), pytest.raises(ToyFailure):
+        Detector(ResamplingProfile(donors=2)).fit(made.model, made.trusted)
+
+
+def test_a_detector_is_reached_from_the_top():
+    assert FittedDetector.load is not None and Detector.__module__ == "causalmad.detector"
+
+
+def test_scores_hardly_depend_on_the_other_inputs():
+    made = toy("gpt2", trusted=40, fresh=9)
+    for detector in (PROFILE, Detector(Activations()), Detector(AttributionPatching())):
+        fitted = detector.fit(made.model, made.trusted)
+        one_by_one = np.concatenate([fitted.score(made.fresh[i]) for i in range(9)])
+        np.testing.assert_allclose(fitted.score(made.fresh), one_by_one, rtol=1e-4)

@@ -1,0 +1,216 @@
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import OneClassSVM
+
+from causalmad import Detector, FittedDetector
+from causalmad.errors import StoreError
+from causalmad.references import Mahalanobis
+from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
+from causalmad.targets import ClassLogit
+from causalmad.testing.toys import toy
+from causalmad.testing.traces import untouched
+
+MADE = toy("mlp", trusted=40, fresh=9)
+FILES = ("detector.json", "state.safetensors")
+
+
+def fit(*parts, seed=0, **options):
+    return Detector(*(parts or (Activations(),)), **options).fit(MADE.model, MADE.trusted, seed=seed)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    fit().save(tmp_path / "detector")
+    return tmp_path / "detector"
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def scores_of(folder):
+    return FittedDetector.load(folder, MADE.model).score(MADE.fresh)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (ResamplingProfile(target=ClassLogit(1), donors=2), Mahalanobis(two_sided=True)),
+        (AttributionPatching(baseline="donors", normalise=True), OneClassSVM(gamma=0.1)),
+    ],
+)
+def test_what_is_loaded_is_what_was_saved(tmp_path, parts):
+    fitted = fit(*parts, seed=3)
+    fitted.save(tmp_path / "a" / "b")
+    again = FittedDetector.load(tmp_path / "a" / "b", MADE.model)
+    np.testing.assert_array_equal(again.score(MADE.fresh), fitted.score(MADE.fresh))
+    np.testing.assert_array_equal(again.trusted.values, fitted.trusted.values)
+    assert again.provenance == fitted.provenance and again.seen == fitted.seen
+    assert again.signature.columns == fitted.signature.columns and again.trusted.ids == fitted.trusted.ids
+    assert str(again.detect(MADE.fresh, alpha=0.2)) == str(fitted.detect(MADE.fresh, alpha=0.2))
+    again.save(tmp_path / "c")
+    assert contents(tmp_path / "c") == contents(tmp_path / "a" / "b")
+
+
+def test_the_files_are_plain_data(saved):
+    assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)
+    content = json.loads((saved / "detector.json").read_text())
+    assert content["signature"]["name"] == "activations" and content["reference"]["name"] == "mahalanobis"
+    assert (saved / "state.safetensors").read_bytes()[8:9] == b"{"
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "appended", "removed"])
+def test_damaged_files_are_refused(saved, name, damage):
+    path = saved / name
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 4
+    changed = {"truncated": data[:-20], "emptied": b"", "flipped": data, "appended": data + b"x", "removed": None}[damage]
+    if changed is None:
+        path.unlink()
+    else:
+        path.write_bytes(bytes(changed))
+    with untouched(MADE.model, damage), pytest.raises(StoreError, match=name):
+        scores_of(saved)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content["provenance"].update(seed=1),
+        lambda content: content["signature"].update(name="resampling-profile"),
+        lambda content: content["parameters"].popitem(),
+        lambda content: content.update(schema=99),
+        lambda content: content.update(files={}),
+        lambda content: content.update(files={"../elsewhere": "0"}),
+        lambda content: content.pop("checksum"),
+        lambda content: content.clear(),
+    ],
+)
+def test_edited_descriptions_are_refused(saved, edit):
+    path = saved / "detector.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(StoreError):
+        scores_of(saved)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"text"', "{", "\ud800", "[" * 100_000])
+def test_other_json_is_refused(saved, text):
+    (saved / "detector.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(StoreError):
+        scores_of(saved)
+
+
+def test_another_model_is_refused_with_the_first_parameter_that_differs(saved):
+    other = toy("mlp").model
+    with torch.no_grad():
+        other[3].weight[0, 0] += 1
+        other[5].weight[0, 0] += 1
+    with pytest.raises(StoreError, match=r"parameter '3\.weight' differs"):
+        FittedDetector.load(saved, other)
+    with pytest.raises(StoreError, match="is missing|differs"):
+        FittedDetector.load(saved, toy("linear").model)
+    with pytest.raises(StoreError):
+        FittedDetector.load(saved, "no model")
+
+
+def test_folders_without_a_detector_are_refused(tmp_path):
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(StoreError, match=r"detector\.json"):
+            FittedDetector.load(path, MADE.model)
+
+
+def test_functions_are_never_written(tmp_path):
+    fitted = fit(AttributionPatching(target=lambda logits: logits[:, 0]))
+    with pytest.raises(StoreError, match="target="):
+        fitted.save(tmp_path / "detector")
+    assert not list(tmp_path.iterdir())
+
+
+class Unknown:
+    """A reference that no catalogue has."""
+
+    def fit(self, X):
+        return Mahalanobis().fit(X)
+
+
+def test_parts_that_are_in_no_catalogue_are_refused(tmp_path):
+    with pytest.raises(StoreError, match="not in the catalogue"):
+        fit(Activations(), Unknown()).save(tmp_path / "detector")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_detector_is_replaced_as_a_whole(saved):
+    before = scores_of(saved)
+    fit(seed=1).save(saved)
+    assert not np.array_equal(scores_of(saved), before)
+    np.testing.assert_array_equal(scores_of(saved), fit(seed=1).score(MADE.fresh))
+    assert [path.name for path in saved.parent.iterdir()] == ["detector"]
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+@pytest.mark.parametrize("call", [0, 1, 2])
+def test_a_write_that_fails_leaves_the_old_detector(saved, monkeypatch, function, call):
+    before, real, calls = contents(saved), getattr(os, function), []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == call + 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr(os, function, full)
+    try:
+        fit(seed=1).save(saved)
+    except (OSError, StoreError):
+        monkeypatch.undo()
+        assert contents(saved) == before
+        assert [path.name for path in saved.parent.iterdir()] == ["detector"]
+
+
+def test_a_folder_with_anything_else_is_left_alone(tmp_path, saved):
+    for name, files in {"photos": ["a.jpg"], "mixed": ["detector.json", "notes.txt"], "code": ["detector.json"]}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in files:
+            (folder / file).write_text("mine")
+        with pytest.raises(StoreError):
+            fit().save(folder)
+        assert sorted(path.name for path in folder.iterdir()) == sorted(files)
+    (saved / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError):
+        fit().save(saved)
+    assert (saved / "notes.txt").read_text() == "mine"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError):
+        fit().save(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    fit().save(tmp_path / "empty")
+    scores_of(tmp_path / "empty")
+
+
+def test_a_link_to_a_detector_is_written_through(tmp_path, saved):
+    (tmp_path / "latest").symlink_to(saved, target_is_directory=True)
+    np.testing.assert_array_equal(scores_of(tmp_path / "latest"), scores_of(saved))
+
+
+def test_no_two_parts_of_a_detector_come_from_different_saves(saved, tmp_path):
+    fit(seed=1).save(tmp_path / "other")
+    (saved / "state.safetensors").write_bytes((tmp_path / "other" / "state.safetensors").read_bytes())
+    with pytest.raises(StoreError, match="checksum"):
+        scores_of(saved)
+
+
+def test_a_refitted_estimator_is_checked_against_the_saved_scores(tmp_path, monkeypatch):
+    fit(Activations(), OneClassSVM(gamma=0.1)).save(tmp_path / "detector")
+    monkeypatch.setattr(OneClassSVM, "score_samples", lambda self, X: np.zeros(len(X)))
+    with pytest.raises(StoreError, match="does not give the saved scores"):
+        scores_of(tmp_path / "detector")
