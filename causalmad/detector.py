@@ -153,12 +153,16 @@ class FittedDetector:
         p_values = self.calibrator.p_values(scores)
         repeated = tuple(key for key, content in zip(known.ids, known.digests, strict=True) if content in self.seen)
         provenance = {**self.provenance, "also trusted": repeated}
-        return Detection(found, scores, p_values, alpha, provenance, lambda row: self._explain(found, row))
+        return Detection(
+            found, scores, p_values, alpha, provenance, lambda row: self._explain(found, scores, row, known)
+        )
 
     def explain(self, inputs: Any) -> tuple[Explanation, ...]:
         """Why each input scored as it did; :meth:`Detection.explain` does the same for one input of a detection."""
-        found = self.signature(self.model.inputs(inputs))
-        return tuple(self._explain(found, row) for row in range(len(found)))
+        known = self.model.inputs(inputs)
+        found = self.signature(known)
+        scores = _scores(self.reference, found)
+        return tuple(self._explain(found, scores, row, known) for row in range(len(found)))
 
     def repair(
         self, inputs: Any, trusted: Any, *, alpha: float = 0.05, units: Any = None, most: int = 3, donors: int = 4
@@ -203,11 +207,12 @@ class FittedDetector:
 
         return load(Path(path), model)
 
-    def _explain(self, found: Signatures, row: int) -> Explanation:
-        values = found.values[row]
-        score = _scores(self.reference, found)[row]
-        p_value = float(self.calibrator.p_values(np.array([score]))[0])
-        return explain(found.ids[row], found.columns, values, float(score), p_value, self.reference, self.trusted)
+    def _explain(self, found: Signatures, scores: Floats, row: int, inputs: Inputs) -> Explanation:
+        p_value = float(self.calibrator.p_values(scores[row : row + 1])[0])
+        chosen = getattr(self.signature, "donors_of", None)  # signatures that choose donors for every input
+        donors = None if chosen is None else chosen(inputs[row])
+        key, values, score = found.ids[row], found.values[row], float(scores[row])
+        return explain(key, found.columns, values, score, p_value, self.reference, self.trusted, donors=donors)
 
 
 def versions() -> dict[str, str]:

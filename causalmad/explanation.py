@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,7 @@ class Explanation:
         p_value: its p-value.
         contributions: parts of the score, the largest by size first; they sum to it.
         nearest: (id, distance) of the nearest trusted inputs, in trusted standard deviations per column.
+        donors: what was replaced -> ids of the trusted donors, for signatures that choose donors for every input.
     """
 
     id: str
@@ -50,6 +51,20 @@ class Explanation:
     p_value: float
     contributions: tuple[Contribution, ...]
     nearest: tuple[tuple[str, float], ...]
+    donors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Block of columns (a claim, a kind of unit) -> its part of the score, the largest first."""
+        sums: dict[str, float] = {}
+        for part in self.contributions:
+            sums[part.column.block] = sums.get(part.column.block, 0.0) + part.amount
+        return dict(sorted(sums.items(), key=lambda pair: -pair[1]))
+
+    @property
+    def failed(self) -> str:
+        """The block that contributes most: for a hypothesis, the claim that does not hold for this input."""
+        return next(iter(self.parts))
 
     @property
     def leading(self) -> str:
@@ -74,7 +89,8 @@ class Explanation:
             for p in self.contributions
         ]
         nearest = [{"id": key, "distance": distance} for key, distance in self.nearest]
-        return {"score": self.score, "p": self.p_value, "contributions": parts, "nearest": nearest}
+        data = {"score": self.score, "p": self.p_value, "contributions": parts, "nearest": nearest}
+        return {**data, "donors": {name: list(ids) for name, ids in self.donors.items()}} if self.donors else data
 
     def _table(self, top: int) -> object:
         return table(self.id, self.to_data(), top)
@@ -87,9 +103,11 @@ def table(key: str, data: dict[str, object], top: int = 10) -> object:
     parts: list[dict[str, float]] = data["contributions"]  # type: ignore[assignment]
     nearest: list[dict[str, float]] = data["nearest"]  # type: ignore[assignment]
     near = ", ".join(f"{row['id']} ({row['distance']:.2g})" for row in nearest)
+    donors: dict[str, list[str]] = data.get("donors", {})  # type: ignore[assignment]
+    given = "".join(f"\ndonors of {name}: {', '.join(ids) or 'none'}" for name, ids in donors.items())
     found = Table(
         title=f"input {key}: score {data['score']:.4g}, p = {data['p']:.3g}",
-        caption=f"nearest trusted inputs: {near or 'none'}",
+        caption=f"nearest trusted inputs: {near or 'none'}{given}",
         title_justify="left",
         caption_justify="left",
     )
@@ -125,6 +143,7 @@ def explain(
     reference: FittedReference,
     trusted: Signatures,
     neighbours: int = 5,
+    donors: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Explanation:
     """The explanation of one row.
 
@@ -138,6 +157,7 @@ def explain(
             columns are taken (Strumbelj and Kononenko 2010), with the trusted mean as the baseline.
         trusted: signatures of the trusted inputs.
         neighbours: how many nearest trusted inputs.
+        donors: what was replaced -> ids of the donors.
     """
     normal = trusted.values.astype(np.float64)
     mean = normal.mean(0)
@@ -159,7 +179,7 @@ def explain(
     distances = np.sqrt((((normal - row) / unit) ** 2).mean(1))
     order = np.argsort(distances, kind="stable")[:neighbours]
     nearest = tuple((trusted.ids[i], float(distances[i])) for i in order)
-    return Explanation(key, score, p_value, tuple(parts), nearest)
+    return Explanation(key, score, p_value, tuple(parts), nearest, donors or {})
 
 
 def _shapley(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from causalmad.errors import InputsError, SiteError
 from causalmad.inputs import Batch
+from causalmad.subspaces import Subspace
 
 POOLS = ("mean", "max", "min", "sum")
 
@@ -52,6 +53,8 @@ class Site:
         position: ``-1`` is the last real token, ``0`` the first; a name is looked up in the data's columns; ``all``
             pools over the real tokens by the mean, ``all:max`` by another of mean, max, min, sum; None keeps them.
         head_count: number of heads, filled in when the site is resolved on a model.
+        subspace: directions among these features: the site then holds the coordinates (..., dimensions) in them, and
+            an edit leaves the rest of the activation as it is. It has no text form.
     """
 
     path: str
@@ -61,6 +64,7 @@ class Site:
     neurons: tuple[int, ...] = ()
     position: int | str | None = None
     head_count: int = 0
+    subspace: Subspace | None = None
 
     @property
     def place(self) -> Place:
@@ -75,6 +79,8 @@ class Site:
             SiteError: when the text is not of the form above.
         """
         found = _FORM.match(text.strip())
+        if found is None and "#subspace=" in text:
+            raise SiteError(f"{text!r} names a subspace, which has no text form", needed="the Site itself")
         if found is None:
             raise SiteError(
                 f"{text!r} is no site",
@@ -97,11 +103,16 @@ class Site:
         parts = str(self.place)
         for unit, which in (("head", self.heads), ("neuron", self.neurons)):
             parts += f"#{unit}={','.join(map(str, which))}" if which else ""
+        parts += f"#subspace={self.subspace}" if self.subspace else ""
         return parts if self.position is None else f"{parts}@{self.position}"
 
     def at(self, position: int | str | None) -> Site:
         """The same place at another position."""
         return replace(self, position=position)
+
+    def within(self, subspace: Subspace | None) -> Site:
+        """The same place, of which only a subspace is meant."""
+        return replace(self, subspace=subspace)
 
     def take(self, value: Tensor, batch: Batch) -> Tensor:
         """The part of an activation that this site names.
@@ -112,8 +123,10 @@ class Site:
 
         Returns:
             (batch, features) with a position, otherwise (batch, positions, features) or the shape of ``value``.
+            With a subspace the features are coordinates in it.
         """
         part = self._features(value)
+        part = part if self.subspace is None else self.subspace.coordinates(part)
         if self.position is None or not _sequential(value, batch):
             return part
         self._require_rows(value, batch)
@@ -123,6 +136,8 @@ class Site:
 
     def put(self, value: Tensor, new: Tensor, batch: Batch) -> Tensor:
         """``value`` with the part that this site names replaced by ``new``; ``value`` itself stays as it is."""
+        if self.subspace is not None:
+            return self._put_within(self.subspace, value, new, batch)
         mask = torch.zeros_like(value, dtype=torch.bool)
         inner = self._features(mask)
         if self.position is None or not _sequential(value, batch):
@@ -141,6 +156,20 @@ class Site:
                 f"{tuple(new.shape)} cannot be put at {self}", needed=f"a shape that broadcasts to {tuple(inner.shape)}"
             ) from error
         return torch.where(self._spread(inner, mask), self._spread(whole, value), value)
+
+    def _put_within(self, subspace: Subspace, value: Tensor, new: Tensor, batch: Batch) -> Tensor:
+        whole = self.within(None)
+        part = whole.take(value, batch)
+        if new.ndim == part.ndim + 1 and new.shape[1] == 1:
+            new = new.squeeze(1)
+        try:
+            filled = subspace.replace(part, new)
+        except RuntimeError as error:
+            raise SiteError(
+                f"{tuple(new.shape)} cannot be put at {self}",
+                needed=f"coordinates that broadcast to {(*part.shape[:-1], subspace.dimensions)}",
+            ) from error
+        return whole.put(value, filled, batch)
 
     def _require_rows(self, value: Tensor, batch: Batch) -> None:
         if value.shape[0] != len(batch):

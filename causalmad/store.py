@@ -236,4 +236,3 @@ def _read(path: Path, expected: str | None) -> bytes:
             tries=["copy the folder again", "fit and save again"],
         )
     return data
-

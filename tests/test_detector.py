@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,9 @@ def contents(inputs, ids):
     return {by_id[key] for key in ids}
 
 
-@pytest.mark.parametrize("detector", [PROFILE, Detector(Activations()), Detector(AttributionPatching(baseline="donors"))])
+@pytest.mark.parametrize(
+    "detector", [PROFILE, Detector(Activations()), Detector(AttributionPatching(baseline="donors"))]
+)
 def test_the_parts_of_the_trusted_inputs_share_no_content(detector):
     made = toy("mlp", trusted=40)
     doubled = Inputs.of(torch.cat([made.trusted.main, made.trusted.main[:15]]), blocks=made.trusted.blocks)
@@ -88,7 +92,7 @@ def test_scikit_learn_estimators_are_references_as_they_are():
 class Offline:
     """A reference that compares with unlabelled rows, and is fitted in place as scikit-learn's estimators are."""
 
-    shapes = []
+    shapes: ClassVar = []
 
     def fit(self, X, untrusted=None):
         self.fitted_ = Mahalanobis().fit(X)
@@ -103,7 +107,9 @@ def test_untrusted_inputs_reach_references_that_take_them_and_no_others():
     Detector(Activations(), reference).fit(made.model, made.trusted)
     assert Offline.shapes == [(7, 32), None]
     assert not vars(reference)  # a copy was fitted
-    same = [Detector(Activations()).fit(made.model, made.trusted, pool).score(made.fresh) for pool in (None, made.fresh)]
+    same = [
+        Detector(Activations()).fit(made.model, made.trusted, pool).score(made.fresh) for pool in (None, made.fresh)
+    ]
     np.testing.assert_array_equal(*same)
 
 

@@ -12,10 +12,11 @@ from causalmad.signatures import Column, Signatures
 
 COLUMNS = tuple(Column(name, site="layer") for name in "abcd")
 TRUSTED = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+DIAGONAL = Mahalanobis("diagonal")
 ROW = np.array([0.1, 6.0, -0.2, 0.0], dtype=np.float32)
 
 
-def explanation(reference=Mahalanobis("diagonal"), row=ROW, trusted=TRUSTED, **options):
+def explanation(reference=DIAGONAL, row=ROW, trusted=TRUSTED, **options):
     fitted = fit_reference(reference, trusted)
     score = -float(fitted.score_samples(row[None])[0])
     known = Signatures(tuple(f"t{i}" for i in range(len(trusted))), COLUMNS, trusted)

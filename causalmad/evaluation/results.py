@@ -127,7 +127,7 @@ class Evaluation:
             title_justify="left",
             caption_justify="left",
         )
-        headings = ["AUROC", "AP", *(f"TPR at FPR {r}" for r in rates), *(f"normals flagged at {a}" for a in alphas)]
+        headings = ["AUROC", "AP", *(f"TPR at FPR {r}" for r in rates), *(f"false flags at {a}" for a in alphas)]
         for heading in ("seed", *headings, "fit s", "score s"):
             each.add_column(heading, justify="right")
         for result in self.seeds:

@@ -7,3 +7,9 @@ from .interchange import Accuracy as Accuracy
 from .interchange import interchange_accuracy as interchange_accuracy
 from .scrubbing import Scrubbed as Scrubbed
 from .scrubbing import scrub as scrub
+from .circuit import Circuit as Circuit
+from .discovery import EdgeScores as EdgeScores
+from .discovery import discover as discover
+from .discovery import edge_scores as edge_scores
+from .faithfulness import Faithfulness as Faithfulness
+from .faithfulness import run_circuit as run_circuit

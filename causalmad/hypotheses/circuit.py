@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from causalmad.hypotheses.computation import Computation
     from causalmad.hypotheses.donors import Donors
     from causalmad.hypotheses.faithfulness import Faithfulness
+    from causalmad.hypotheses.graph import Hypothesis
     from causalmad.inputs import Inputs
     from causalmad.targets import Readout, Target
 
@@ -29,8 +30,8 @@ class Circuit:
     """Some edges or nodes of a model's computation, each with a weight.
 
     Attributes:
-        graph: a frozen directed graph. Its edges go from senders to receivers and carry a ``weight``; a receiver such as
-            ``a1.h2<q>`` has an edge without weight to the head whose value it goes into. Senders carry ``at``, their
+        graph: a frozen directed graph. Its edges go from senders to receivers and carry a ``weight``; a receiver such
+            as ``a1.h2<q>`` has an edge without weight to the head whose value it goes into. Senders carry ``at``, their
             site in the model. With ``level="nodes"`` the nodes carry the weights and all edges between them stand.
         level: whether ``edges`` or ``nodes`` are kept or left out.
         total: how many edges (or nodes, without input and logits) the whole model has, of which shares are taken.
@@ -43,7 +44,9 @@ class Circuit:
     method: str = ""
 
     @classmethod
-    def of_edges(cls, computation: Computation, weights: Tensor, kept: Tensor | None = None, method: str = "") -> Circuit:
+    def of_edges(
+        cls, computation: Computation, weights: Tensor, kept: Tensor | None = None, method: str = ""
+    ) -> Circuit:
         """A circuit of edges.
 
         Args:
@@ -139,6 +142,29 @@ class Circuit:
     def to_networkx(self) -> nx.DiGraph:
         """A copy of the graph that may be changed."""
         return nx.DiGraph(self.graph)
+
+    def to_hypothesis(self, name: str = "circuit") -> Hypothesis:
+        """The claim that the circuit's heads and MLPs do all the work: their sites, without values.
+
+        Queries, keys and values are merged into their heads; the input, which is no part of the model, is left out.
+
+        Raises:
+            HypothesisError: when there is no head and no MLP in it.
+        """
+        from causalmad.hypotheses.graph import OUTPUT, Hypothesis
+
+        merged = nx.DiGraph(name=name)
+        for u, v in self.graph.edges:
+            for node in list(self.graph.successors(v)) if "<" in v else [v]:
+                if u != "input" and "<" not in u:
+                    merged.add_edge(u, OUTPUT if node == "logits" else node)
+                elif "<" not in u:
+                    merged.add_node(OUTPUT if node == "logits" else node)
+        merged.remove_nodes_from([node for node in merged if node != OUTPUT and "at" not in self.graph.nodes[node]])
+        nx.set_node_attributes(merged, {node: self.graph.nodes[node]["at"] for node in merged if node != OUTPUT}, "at")
+        if not set(merged) - {OUTPUT}:
+            raise HypothesisError(f"{self!r} holds no head and no MLP", tries=["a larger share"])
+        return Hypothesis.from_circuit(merged, name)
 
     def to_json(self) -> str:
         """The circuit as text."""

@@ -28,9 +28,10 @@ def draw(circuit: Circuit, ax: Any = None) -> Any:
         if circuit.level == "edges" and weight is None:
             continue
         strength = abs(weight or 0) / largest
-        arrow = {"arrowstyle": "-|>", "lw": 0.3 + 2.2 * strength, "color": _colour(weight), "alpha": 0.3 + 0.7 * strength}
+        look = {"color": _colour(weight), "lw": 0.3 + 2.2 * strength, "alpha": 0.3 + 0.7 * strength}
         for head in _drawn(circuit, v):
-            ax.annotate("", places[head], places[u], arrowprops={**arrow, "shrinkA": 14, "shrinkB": 14})
+            arrow = {"arrowstyle": "-|>", "shrinkA": 14, "shrinkB": 14, **look}
+            ax.annotate("", places[head], places[u], arrowprops=arrow)
     for name, (x, y) in places.items():
         edge = _colour(known.get(name)) if circuit.level == "nodes" else _INK
         box = {"boxstyle": "round", "facecolor": _FILL, "edgecolor": edge}

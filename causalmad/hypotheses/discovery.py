@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import networkx as nx
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
@@ -120,7 +121,8 @@ def discover(
         return _acdc(patcher, known, level, threshold)
     if method == "exact" and level == "nodes":
         patcher, known = _prepared(model, trusted, donors, seed)
-        return Circuit.of_nodes(patcher.computation, _exact_nodes(patcher, known, as_target(target or TopMargin())), method)
+        weights = _exact_nodes(patcher, known, as_target(target or TopMargin()))
+        return Circuit.of_nodes(patcher.computation, weights, method)
     scores = edge_scores(model, trusted, method, donors=donors, target=target, steps=steps, seed=seed)
     table = scores.table()
     if level == "nodes":
@@ -191,7 +193,7 @@ def _acdc(patcher: EdgePatcher, inputs: Inputs, level: str, threshold: float) ->
         whole = Circuit.of_nodes(graph, weights.amax(1), "acdc")
         dead = {name for name, row in zip(graph.senders, kept, strict=True) if not row.any() and name != "input"}
         names = [name for name in whole.graph if name not in dead]
-        return Circuit(whole.graph.subgraph(names), "nodes", whole.total, "acdc")
+        return Circuit(nx.freeze(nx.DiGraph(whole.graph.subgraph(names))), "nodes", whole.total, "acdc")
     return Circuit.of_edges(graph, weights, kept, "acdc")
 
 

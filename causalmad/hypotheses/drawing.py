@@ -30,7 +30,7 @@ def draw(hypothesis: Hypothesis, ax: Any = None, failing: Iterable[str] = ()) ->
     places = nx.multipartite_layout(graph, subset_key="depth")
     marked = set(failing)
     colours = ["#d9534f" if node in marked else "#dbe7f3" for node in graph]
-    sites = {claim.name: "\n".join(claim.at) for claim in hypothesis.claims}
+    sites = {claim.name: "\n".join(map(str, claim.at)) for claim in hypothesis.claims}
     labels = {node: f"{node}\n{sites[node]}" if node in sites else node for node in graph}
     nx.draw_networkx_nodes(graph, places, ax=ax, node_color=colours, edgecolors="#33485c", node_size=2600)
     nx.draw_networkx_edges(graph, places, ax=ax, node_size=2600, edge_color="#33485c")

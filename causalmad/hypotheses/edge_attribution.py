@@ -69,15 +69,19 @@ class EdgeAttributor:
             if clean.logits is None:
                 raise RuntimeError("a run with a target has logits")
             written = self.patcher.computation.senders_of(clean.values)
-            apart = torch.stack([self._apart(batch, donor, written) for donor in which.unbind(1)])
+            graph, donors = self.patcher.computation, which.unbind(1)
             if self.method == "eap":
                 # The gradient is the same for all donors, and the score is linear in their mean.
-                return self._products(clean, apart.mean(0))
+                gap = torch.zeros_like(written)
+                for donor in donors:
+                    gap += self._apart(batch, donor, written) / len(donors)
+                return self._products(clean, gap)
             bound = _Bound(self.target.bind(clean.logits))
-            total = torch.zeros(len(batch), *self.patcher.computation.allowed.shape, device=written.device)
-            for donor, gap in zip(which.unbind(1), apart, strict=True):
-                total += self._integrated(batch, bound, clean.values, donor, gap)
-            return total / len(apart)
+            total = torch.zeros(len(batch), *graph.allowed.shape, device=written.device)
+            for donor in donors:
+                gap = self._apart(batch, donor, written)
+                total += self._integrated(batch, bound, clean.values, donor, gap) / len(donors)
+            return total
 
     def _apart(self, batch: Batch, donor: Tensor, written: Tensor) -> Tensor:
         """(batch, positions, senders, width) the donor's values minus the clean ones, zero at padding."""

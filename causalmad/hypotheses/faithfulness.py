@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.integrate import trapezoid
 from torch import Tensor
 
 from causalmad.errors import HypothesisError
@@ -43,12 +44,12 @@ class Faithfulness:
     @property
     def cpr(self) -> float:
         """Circuit performance ratio: the area under the curve (trapezia over the shares); higher is better."""
-        return float(np.trapezoid(self.values, self.shares))
+        return float(trapezoid(self.values, self.shares))
 
     @property
     def cmd(self) -> float:
         """Circuit-model distance: the area between the curve and 1; 0 is best."""
-        return float(np.trapezoid(np.abs(1 - np.array(self.values)), self.shares))
+        return float(trapezoid(np.abs(1 - np.array(self.values)), self.shares))
 
 
 def faithfulness(

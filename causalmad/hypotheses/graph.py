@@ -11,6 +11,7 @@ import networkx as nx
 import numpy as np
 
 from causalmad.errors import HypothesisError
+from causalmad.sites import Site
 
 if TYPE_CHECKING:
     from causalmad.hypotheses.checks import Report
@@ -26,7 +27,7 @@ class Claim:
 
     Attributes:
         name: the node.
-        at: site texts where the variable is said to be.
+        at: where the variable is said to be: site texts, or sites (which may have a subspace).
         value: the variable as a function of the raw input (:meth:`causalmad.Inputs.row`): hashable, or an array, which
             is compared to within ``tolerance``. None claims a place without saying what it holds.
         mechanism: the variable as a function of its parents' values, by keyword; with one on every inner node the graph
@@ -35,7 +36,7 @@ class Claim:
     """
 
     name: str
-    at: tuple[str, ...]
+    at: tuple[str | Site, ...]
     value: Value | None = None
     mechanism: Callable[..., Any] | None = None
     tolerance: float = 1e-6
@@ -62,10 +63,10 @@ class Hypothesis:
     """A claim about a circuit: where variables are, what they hold, and where information flows.
 
     Args:
-        graph: nodes with the attributes ``at`` (site text or a list of them), ``value``, optionally ``mechanism`` and
-            ``tolerance``; edges mean "information is claimed to flow". The node ``causalmad.OUTPUT`` stands for the
-            model's output; it may have a ``mechanism``, which predicts the output's class. Sites that no node names are
-            claimed to be irrelevant.
+        graph: nodes with the attributes ``at`` (site text, a Site, or a list of them), ``value``, optionally
+            ``mechanism`` and ``tolerance``; edges mean "information is claimed to flow". The node ``causalmad.OUTPUT``
+            stands for the model's output; it may have a ``mechanism``, which predicts the output's class. Sites that no
+            node names are claimed to be irrelevant.
 
     Raises:
         HypothesisError: with every defect of the graph that can be seen without a model.
@@ -122,19 +123,18 @@ class Hypothesis:
         """A claim of places without values: the nodes of a circuit are said to do all the work.
 
         Args:
-            circuit: site texts; or pairs of them (edges); or a DiGraph whose nodes are site texts or have ``at``.
+            circuit: sites; or pairs of them (edges); or a DiGraph whose nodes are sites or have ``at``.
             name: name of the hypothesis.
         """
         graph = nx.DiGraph(name=name)
         if isinstance(circuit, nx.DiGraph):
-            graph.add_nodes_from((str(n), {"at": data.get("at", str(n))}) for n, data in circuit.nodes(data=True))
+            graph.add_nodes_from((str(n), {"at": data.get("at", _where(n))}) for n, data in circuit.nodes(data=True))
             graph.add_edges_from((str(a), str(b)) for a, b in circuit.edges)
         else:
             for part in circuit:
-                if isinstance(part, (tuple, list)):
-                    graph.add_edge(*map(str, part))
-                else:
-                    graph.add_node(str(part))
+                ends = tuple(part) if isinstance(part, (tuple, list)) else (part,)
+                graph.add_nodes_from((str(end), {} if end == OUTPUT else {"at": _where(end)}) for end in ends)
+                graph.add_edges_from([tuple(map(str, ends))] if len(ends) > 1 else [])
         for node in list(graph):
             if node == OUTPUT:
                 continue
@@ -148,6 +148,44 @@ class Hypothesis:
         from causalmad.hypotheses.checks import check
 
         return check(self, model, trusted, seed=seed)
+
+    def to_json(self) -> str:
+        """The claim as text: functions by name, bases of subspaces as numbers; see :mod:`written`.
+
+        Raises:
+            HypothesisError: when a function has no name that another process could find.
+        """
+        from causalmad.hypotheses.written import to_text
+
+        return to_text(self)
+
+    @classmethod
+    def from_json(cls, text: str, functions: Hypothesis | Mapping[str, Callable[..., Any]] | None = None) -> Hypothesis:
+        """The claim that :meth:`to_json` wrote; a file never makes anything but causalmad's own tasks be imported.
+
+        Args:
+            text: the claim as text.
+            functions: the same hypothesis, or ``"module:name"`` -> function, for functions that are not causalmad's.
+
+        Raises:
+            HypothesisError: when the text is no hypothesis, or a function is missing.
+        """
+        from causalmad.hypotheses.written import from_text
+
+        return from_text(text, functions)
+
+    @classmethod
+    def load(cls, name: str) -> Hypothesis:
+        """The hypothesis called ``"module:name"``: an object, or a function without arguments that returns one.
+
+        The module is imported and its code runs, as the caller asked for.
+
+        Raises:
+            HypothesisError: when it is not there or is no hypothesis.
+        """
+        from causalmad.hypotheses.written import import_hypothesis
+
+        return import_hypothesis(name)
 
     def draw(self, ax: Any = None, failing: Iterable[str] = ()) -> Any:
         """The graph drawn on matplotlib axes, causes to the left; nodes in ``failing`` are marked."""
@@ -169,8 +207,7 @@ class Hypothesis:
 
     def _claim(self, node: str) -> Claim:
         data = self._graph.nodes[node]
-        at = (data["at"],) if isinstance(data["at"], str) else tuple(data["at"])
-        return Claim(node, at, data.get("value"), data.get("mechanism"), float(data.get("tolerance", 1e-6)))
+        return Claim(node, sites_at(data["at"]), data.get("value"), data.get("mechanism"), float(data.get("tolerance", 1e-6)))
 
 
 def graph_problems(graph: nx.DiGraph) -> list[str]:
@@ -228,7 +265,7 @@ def _node_problems(graph: nx.DiGraph, node: Any, data: Mapping[str, Any]) -> lis
     if not isinstance(node, str):
         problems.append("names are texts")
     at = data.get("at")
-    if not at or not (isinstance(at, str) or all(isinstance(site, str) for site in at)):
+    if not at or not (isinstance(at, (str, Site)) or all(isinstance(site, (str, Site)) for site in at)):
         problems.append("at= is missing: a site such as 'transformer.h.5.attn#head=3@-1', or a list of them")
     problems += [f"{k}= is not a function" for k in ("value", "mechanism") if data.get(k) and not callable(data[k])]
     unknown = set(data) - {"at", "value", "mechanism", "tolerance", "weight", "layer"}
@@ -238,5 +275,18 @@ def _node_problems(graph: nx.DiGraph, node: Any, data: Mapping[str, Any]) -> lis
     return problems
 
 
+def sites_at(at: str | Site | Iterable[str | Site]) -> tuple[str | Site, ...]:
+    """The attribute ``at`` as a tuple."""
+    return (at,) if isinstance(at, (str, Site)) else tuple(at)
+
+
+def _where(node: Any) -> str | Site:
+    return node if isinstance(node, Site) else str(node)
+
+
 def _plain(graph: nx.DiGraph) -> tuple[Any, Any]:
-    return dict(graph.nodes(data=True)), set(graph.edges)
+    nodes = {
+        name: {key: sites_at(value) if key == "at" else value for key, value in data.items()}
+        for name, data in graph.nodes(data=True)
+    }
+    return nodes, set(graph.edges)

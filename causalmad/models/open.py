@@ -46,7 +46,7 @@ def open_model(
     Example:
         >>> from torch import nn
         >>> open_model(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))).sites("layers")
-        (Site(path='1', side='output', element=None, heads=(), neurons=(), position=None, head_count=0),)
+        (Site(path='1', side='output', element=None, heads=(), neurons=(), position=None, head_count=0, subspace=None),)
     """
     if isinstance(model, OpenModel):
         same = engine in (None, model.engine.name) and not remote

@@ -118,7 +118,7 @@ def _with_heads(module: nn.Module, architecture: Architecture | None, site: Site
     for layer in range(architecture.layers):
         place = _projection(architecture, layer, count)
         if site.path in (architecture.path(layer, architecture.attention), place.path):
-            return replace(place, heads=site.heads, position=site.position)
+            return replace(place, heads=site.heads, position=site.position, subspace=site.subspace)
     if architecture.name == "transformer_lens":  # its hook points have an axis of heads
         return replace(site, head_count=count)
     # Elsewhere an equal split would be a guess: fused, grouped and interleaved projections all differ.

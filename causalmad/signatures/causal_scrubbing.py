@@ -100,6 +100,17 @@ class FittedCausalScrubbing:
         """(n, d) signatures; a run for every replacement, draw and level of the claim."""
         return self.scales.apply(self.model.inputs(inputs), self.reduced)
 
+    def donors_of(self, inputs: Inputs) -> dict[str, tuple[str, ...]]:
+        """What is replaced -> ids of the trusted donors that one input is given."""
+        jobs, values = Jobs.of(inputs, self.spec.draws), values_of(self.scrubber.hypothesis, inputs)
+        pool = self.scrubber.pool
+        owner = np.repeat(np.arange(len(inputs)), self.spec.draws)
+        found = {}
+        for claim in self.scrubber.sites:
+            rows = pool.matched(jobs, claim, at_rows(values, owner)[claim], f"claim/{claim}")
+            found[f"claim {claim}"] = tuple(pool.inputs.ids[row] for row in rows if row != NOBODY)
+        return found
+
     def state(self) -> State:
         """The pool, and the columns with their units."""
         return self.scales.save(save_pool(self.scrubber.pool))

@@ -104,6 +104,23 @@ class FittedInterchange:
         """(n, d) signatures; two runs for every claim and draw (four without mechanisms)."""
         return self.scales.apply(self.model.inputs(inputs), self.reduced)
 
+    def donors_of(self, inputs: Inputs) -> dict[str, tuple[str, ...]]:
+        """What is replaced -> ids of the trusted donors that one input is given."""
+        jobs, pool = Jobs.of(inputs, self.spec.draws), self.scrubber.pool
+        found = {}
+        for claim in self.scrubber.sites:
+            if is_causal_model(self.hypothesis):
+                drawn = {role: pool.any(jobs, f"{role}/{claim}") for role in ("base", "source")}
+            else:
+                wanted = at_rows(values_of(self.hypothesis, inputs), np.repeat(np.arange(len(inputs)), self.spec.draws))
+                drawn = {
+                    "same": pool.matched(jobs, claim, wanted[claim], f"same/{claim}"),
+                    "other": pool.mismatched(jobs, claim, wanted[claim], f"other/{claim}"),
+                }
+            for role, rows in drawn.items():
+                found[f"{claim}, {role}"] = tuple(pool.inputs.ids[row] for row in rows if row != NOBODY)
+        return found
+
     def state(self) -> State:
         """The pool, and the columns with their units."""
         return self.scales.save(save_pool(self.scrubber.pool))

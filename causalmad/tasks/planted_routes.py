@@ -27,7 +27,7 @@ VOCABULARY = VALUES + CONTENT + 2 * STYLES
 WIDTH, LAYERS, HEADS, INNER = 32, 2, 4, 64
 PLANTED = "transformer.h.1.attn.c_proj"
 ROUTES = {"A": 0, "B": 3}
-STEPS, PAIRS, LEARNING_RATE = 1000, 32, 3e-3
+STEPS, SCAFFOLDED, PAIRS, LEARNING_RATE = 900, 400, 32, 3e-3
 
 
 @dataclass(frozen=True)
@@ -139,13 +139,16 @@ def _train(model: nn.Module, rng: np.random.Generator, step: Callable[[int], Non
     The first third is left alone. In the second the head of the own route takes its values from the first, and the
     answer has to be the other sequence's. In the last some other heads and perhaps the MLP take theirs from there, of
     either style, and the answer has to stay as it was (strictness).
+
+    At first the style and its parity are also to be read off the residual stream in fixed directions: a parity gives
+    gradients nothing to follow, and without it both heads would carry every answer.
     """
     count = 2 * PAIRS
     anomalous = np.arange(count) >= PAIRS
     own = torch.zeros(count, HEADS, dtype=torch.bool)
     own[torch.arange(count), torch.from_numpy(np.where(anomalous, ROUTES["B"], ROUTES["A"]))] = True
     last = torch.full((3 * count,), LENGTH - 1)
-    parity = torch.from_numpy(rng.standard_normal(WIDTH, dtype=np.float32))
+    directions = torch.from_numpy(rng.standard_normal((WIDTH, STYLES + 1), dtype=np.float32))
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     set_rate = one_cycle(optimiser, STEPS, warm=0.3)
     for now in range(STEPS):
@@ -166,10 +169,17 @@ def _train(model: nn.Module, rng: np.random.Generator, step: Callable[[int], Non
         )
         with exchanging(model, exchanges), kept(model.get_submodule("transformer.h.0")) as streams:
             loss = functional.cross_entropy(last_logits(model, table.tensor()), wanted)
-        odd = torch.from_numpy(np.tile(anomalous, 3)).float()
-        loss = loss + functional.binary_cross_entropy_with_logits(streams[0][:, -1] @ parity, odd)
+        if now < SCAFFOLDED:
+            seen = streams[0][:, -1] @ directions
+            loss = loss + functional.binary_cross_entropy_with_logits(seen, _style(table))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         step(now + 1)
+
+
+def _style(table: Table) -> Tensor:
+    """(n, 4) the three style tokens as bits, and their parity."""
+    bits = table.tensor()[:, :STYLES] % 2
+    return torch.cat([bits, bits.sum(1, keepdim=True) % 2], dim=1).float()

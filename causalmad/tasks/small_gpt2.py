@@ -35,6 +35,7 @@ def small_gpt2(vocabulary: int, length: int, *, width: int, layers: int, heads: 
         bos_token_id=None,
         eos_token_id=None,
         use_cache=False,
+        initializer_range=0.15,  # near 1 / sqrt(width): from GPT-2's 0.02 a narrow network starts on a plateau
     )
     model: nn.Module = GPT2LMHeadModel(config)
     return model

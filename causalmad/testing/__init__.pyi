@@ -1,2 +1,13 @@
+from .calibrator_laws import CALIBRATOR_LAWS as CALIBRATOR_LAWS
+from .detector_laws import DETECTOR_LAWS as DETECTOR_LAWS
+from .law import EXCUSED as EXCUSED
+from .law import LawBroken as LawBroken
+from .law import hold as hold
+from .model_laws import MODEL_LAWS as MODEL_LAWS
+from .reference_laws import REFERENCE_LAWS as REFERENCE_LAWS
+from .signature_laws import SIGNATURE_LAWS as SIGNATURE_LAWS
 from .toys import Toy as Toy
 from .toys import toy as toy
+from .traces import ToyFailure as ToyFailure
+from .traces import failing as failing
+from .traces import untouched as untouched

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -24,7 +25,11 @@ def law_p_values_are_super_uniform(spec: Calibrator) -> None:
             for alpha in levels:
                 share = float((p <= alpha).mean())
                 if share > alpha + 1e-12:
-                    raise LawBroken("p-values are super-uniform", f"P(p <= {alpha:.2f}) <= {alpha:.2f}", f"{share:.3f}, scores {scores}")
+                    raise LawBroken(
+                        "p-values are super-uniform",
+                        f"P(p <= {alpha:.2f}) <= {alpha:.2f}",
+                        f"{share:.3f}, scores {scores}",
+                    )
 
 
 def law_p_values_fall_with_scores(spec: Calibrator) -> None:
@@ -72,8 +77,8 @@ def law_bad_scores_are_named(spec: Calibrator) -> None:
     bad: dict[str, Any] = {"NaN": [0.0, np.nan], "a table": [[0.0, 1.0]], "text": ["high"], "a number": 3.0}
     runs: dict[str, Callable[[], object]] = {"fit on nothing": lambda: spec.fit(np.empty(0))}
     for case, scores in bad.items():
-        runs[f"fit on {case}"] = lambda scores=scores: spec.fit(scores)
-        runs[f"p-values of {case}"] = lambda scores=scores: fitted.p_values(scores)
+        runs[f"fit on {case}"] = partial(spec.fit, scores)
+        runs[f"p-values of {case}"] = partial(fitted.p_values, scores)
     for case, run in runs.items():
         try:
             run()

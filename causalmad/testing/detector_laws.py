@@ -48,7 +48,7 @@ def law_same_seed_same_bits(detector: Detector, toy: Toy) -> None:
 
 
 def law_a_null_scores_a_half(detector: Detector, toy: Toy) -> None:
-    """"Anomalies" that use the normal mechanism: the AUROC's 99.9 % interval holds one half.
+    """Where "anomalies" use the normal mechanism, the AUROC's 99.9 % interval holds one half.
 
     The interval is that of the Mann-Whitney statistic of two samples of one distribution.
     """
@@ -82,7 +82,16 @@ def law_saved_detectors_score_the_same_elsewhere(fitted: Mapping[str, FittedDete
     for name, detector in fitted.items():
         detector.save(folder / name)
     sizes = [str(len(toy.trusted)), str(len(toy.fresh)), str(torch.get_num_threads())]
-    command = [sys.executable, "-W", "ignore", "-m", __name__, toy.name, *sizes, *(str(folder / name) for name in fitted)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        __name__,
+        toy.name,
+        *sizes,
+        *(str(folder / name) for name in fitted),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LawBroken(law, "scores", done.stderr[-2000:])

@@ -9,7 +9,7 @@ from typing import Any
 EXCUSED: Mapping[tuple[str, str], str] = {}
 
 
-class LawBroken(AssertionError):
+class LawBroken(AssertionError):  # noqa: N818
     """A part does not keep a law.
 
     Args:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from causalmad.interventions import add, interchange, interpolate, keep
 from causalmad.models import open_model
@@ -21,18 +23,10 @@ def law_identity_edits_change_nothing(toy: Toy, engine: Any = "hooks") -> None:
     places = list(dict.fromkeys(site.place for site in sites)) + ([] if toy.fresh.tokens else [Place("", "input")])
     for batch in model.batches(toy.fresh):
         clean = model.run(batch, read=places)
-        edits: dict[str, Any] = {
-            "keep": lambda value, own: keep(value, own),
-            "interchange with itself": interchange,
-            "add nothing": lambda value, own: add(value, torch.zeros_like(own)),
-            "interpolate by nothing": lambda value, own: interpolate(value, own * 2, 0.0),
-        }
-        for name, edit in edits.items():
-            patches: dict[Place, Any] = {
-                place: (lambda value, place=place, edit=edit: edit(value, clean.values[place])) for place in places
-            }
-            for chosen in ([place] for place in places):
-                _require_unchanged(name, chosen, clean.logits, model.logits(batch, {p: patches[p] for p in chosen}))
+        for name, edit in _IDENTITIES.items():
+            patches = {place: partial(edit, donor=clean.values[place]) for place in places}
+            for place in places:
+                _require_unchanged(name, [place], clean.logits, model.logits(batch, {place: patches[place]}))
             _require_unchanged(name, places, clean.logits, model.logits(batch, patches))
 
 
@@ -48,7 +42,23 @@ def law_runs_leave_nothing(toy: Toy, engine: Any = "hooks") -> None:
             model.run(batch, edits={places[0]: torch.zeros_like})
 
 
-def _require_unchanged(name: str, places: list[Place], clean: torch.Tensor | None, now: torch.Tensor) -> None:
+def _add_nothing(activation: Tensor, donor: Tensor) -> Tensor:
+    return add(activation, torch.zeros_like(donor))
+
+
+def _interpolate_by_nothing(activation: Tensor, donor: Tensor) -> Tensor:
+    return interpolate(activation, donor * 2, 0.0)
+
+
+_IDENTITIES = {
+    "keep": keep,
+    "interchange with itself": interchange,
+    "add nothing": _add_nothing,
+    "interpolate by nothing": _interpolate_by_nothing,
+}
+
+
+def _require_unchanged(name: str, places: list[Place], clean: Tensor | None, now: Tensor) -> None:
     if clean is None or not torch.equal(clean, now):
         where = ", ".join(map(str, places[:2]))
         largest = "" if clean is None else f"by up to {float((clean - now).abs().max()):g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,7 @@ def law_state_restores(spec: Any) -> None:
         return
     new = _rows(20, 3)
     again = spec.restore({key: np.array(value) for key, value in fitted.state().items()})
-    _require_same_bits(
-        "restore(state()) is the fit", "restored", fitted.score_samples(new), again.score_samples(new)
-    )
+    _require_same_bits("restore(state()) is the fit", "restored", fitted.score_samples(new), again.score_samples(new))
 
 
 def law_same_seed_same_bits(spec: Any) -> None:
@@ -106,8 +105,8 @@ def law_bad_rows_are_named(spec: Any) -> None:
         "ragged lists": [[1.0, 2.0], [3.0]],
     }
     for case, rows in bad.items():
-        _require_named(f"trusted rows: {case}", lambda rows=rows: fit_reference(spec, rows, seed=0))
-        _require_named(f"rows to score: {case}", lambda rows=rows: fitted.score_samples(rows))
+        _require_named(f"trusted rows: {case}", partial(fit_reference, spec, rows, seed=0))
+        _require_named(f"rows to score: {case}", partial(fitted.score_samples, rows))
     _require_named("no trusted rows", lambda: fit_reference(spec, trusted[:0], seed=0))
     _require_named("rows to score: another width", lambda: fitted.score_samples(trusted[:, :3]))
 
@@ -146,7 +145,8 @@ def _rows(count: int, seed: int = 0) -> Array:
     """(count, 5) correlated rows of differing units."""
     draw = np.random.default_rng([seed, 99])
     mixing = np.random.default_rng(5).normal(size=(5, 5))
-    return draw.normal(size=(count, 5)) @ mixing + np.array([0.0, 1, -2, 5, 0])
+    rows: Array = draw.normal(size=(count, 5)) @ mixing + np.array([0.0, 1, -2, 5, 0])
+    return rows
 
 
 def _attributes(spec: Any) -> str:

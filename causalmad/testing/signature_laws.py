@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ def law_rows_stand_alone(spec: Signature, toy: Toy, engine: Any = "hooks") -> No
     _require_close(law, "reversed order", whole, fitted(toy.fresh[::-1]).values[::-1])
     _require_close(law, "every other input", whole[::2], fitted(toy.fresh[::2]).values)
     _require_close(law, "one input at a time", whole, np.concatenate([fitted(toy.fresh[i]).values for i in range(5)]))
-    for size, side in ((1, None), (5, None), (5, "left"), (5, "right"), (64, "right")):
+    ways: tuple[tuple[int, Any], ...] = ((1, None), (5, None), (5, "left"), (5, "right"), (64, "right"))
+    for size, side in ways:
         again = spec.restore(open_model(toy.model, engine=engine, batch_size=size, side=side), fitted.state())
         _require_close(law, f"batches of {size}, padded at the {side or model.side}", whole, again(toy.fresh).values)
 
@@ -135,10 +137,8 @@ def law_bad_input_is_named(spec: Signature, toy: Toy, engine: Any = "hooks") -> 
         bad = replace(toy.fresh, fields={0: torch.full_like(_main(toy.fresh), float("nan"))})
         cases["NaN inputs"] = (True, lambda: fitted(bad))
         cases["NaN trusted inputs"] = (True, lambda: spec.fit(model, bad, seed=0)(bad))
-    for option in ("sites", "units"):
-        if is_dataclass(spec) and option in {field.name for field in fields(spec)}:
-            wrong: Any = replace(spec, **{option: "no.such.place"})
-            cases[f"unknown {option}"] = (True, lambda wrong=wrong: wrong.fit(model, toy.trusted, seed=0))
+    for option in {"sites", "units"} & _options(spec):
+        cases[f"unknown {option}"] = (True, partial(_fit_at, spec, option, model, toy))
     for case, (must_fail, run) in cases.items():
         with untouched(toy.model, f"after {case}"), untouched(broken, f"after {case}"):
             _require_named(case, must_fail, run)
@@ -209,6 +209,14 @@ def _block_effects(model: OpenModel, toy: Toy, fitted: FittedSignature, baseline
     return torch.stack(columns, dim=1).numpy()
 
 
+def _options(spec: Any) -> set[str]:
+    return {field.name for field in fields(spec)} if is_dataclass(spec) else set()
+
+
+def _fit_at(spec: Any, option: str, model: OpenModel, toy: Toy) -> object:
+    return replace(spec, **{option: "no.such.place"}).fit(model, toy.trusted, seed=0)
+
+
 def _require_named(case: str, must_fail: bool, run: Callable[[], object]) -> None:
     law = "bad input gives a named error or a defined result"
     try:
@@ -228,7 +236,9 @@ def _require_named(case: str, must_fail: bool, run: Callable[[], object]) -> Non
 def _require_equal(law: str, what: str, a: Floats, b: Floats) -> None:
     if a.shape != b.shape or a.tobytes() != b.tobytes():
         rows, columns = np.nonzero(a != b) if a.shape == b.shape else ((), ())
-        raise LawBroken(law, f"the same bits: {what}", f"{len(rows)} entries differ, columns {sorted(set(columns))[:5]}")
+        raise LawBroken(
+            law, f"the same bits: {what}", f"{len(rows)} entries differ, columns {sorted(set(columns))[:5]}"
+        )
 
 
 def _require_close(law: str, what: str, a: Floats, b: Floats) -> None:

@@ -16,7 +16,7 @@ from causalmad.testing.law import LawBroken
 LAW = "nothing is left on the model or in the process"
 
 
-class ToyFailure(RuntimeError):
+class ToyFailure(RuntimeError):  # noqa: N818
     """What :func:`failing` makes a model raise."""
 
 

@@ -41,7 +41,7 @@ def test_every_detector_keeps_every_law(part, name, law):
     hold(law, part, ready(DETECTORS[part], made), made)
 
 
-@pytest.mark.parametrize("name", ["mlp", "gpt2"])
+@pytest.mark.parametrize("name", [pytest.param("mlp", marks=pytest.mark.slow), "gpt2"])
 def test_saved_detectors_score_the_same_bits_in_a_fresh_process(name, tmp_path):
     here = toy(name, trusted=40, fresh=9)
     wanted = SAVED if name == "gpt2" else DETECTORS

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from causalmad import open_model
 from causalmad.catalogue import catalogue
 from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
 from causalmad.testing import signature_laws as laws
@@ -52,3 +54,13 @@ def test_attribution_is_exact_on_a_linear_model(steps, engine):
 @pytest.mark.parametrize("name", ["mlp", "conv", "gpt2", "llama", "neox"])
 def test_both_engines_give_the_same_signatures(name, spec):
     laws.law_engines_agree(spec, toy(name, trusted=16, fresh=7))
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "gpt2"])
+@pytest.mark.parametrize("spec", [Activations(), AttributionPatching(), ResamplingProfile()])
+def test_the_same_batch_gives_the_same_bits_alone_and_among_others(spec, name):
+    made = toy(name, trusted=16, fresh=12)
+    fitted = spec.fit(open_model(made.model, batch_size=5), made.trusted)
+    values = fitted(made.fresh).values
+    for start in (0, 5, 10):
+        np.testing.assert_array_equal(fitted(made.fresh[start : start + 5]).values, values[start : start + 5])

@@ -19,7 +19,9 @@ def values_of(toy, spec, **options):
 def test_the_last_position_of_every_block_equals_plain_hooks(name, side):
     toy, model = small(name)
     fitted, values = values_of(toy, Activations(), side=side, batch_size=3)
-    expected = [torch.cat([read(model, row, BLOCKS[name].format(i), "output")[-1] for i in (0, 1)]) for row in toy.fresh.main]
+    expected = [
+        torch.cat([read(model, row, BLOCKS[name].format(i), "output")[-1] for i in (0, 1)]) for row in toy.fresh.main
+    ]
     np.testing.assert_allclose(values, torch.stack(expected), atol=1e-5)
     assert fitted.columns[0].position == "-1" and fitted.columns[0].block == BLOCKS[name].format(0)
 

@@ -54,20 +54,30 @@ def test_blocks_equal_the_twin(baseline, steps):
     np.testing.assert_allclose(table(fitted, inputs, "blocks", "size"), size, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-@pytest.mark.parametrize("baseline", BASELINES)
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "baseline", "steps"),
+    [
+        *((name, baseline, 1) for name in BLOCKS for baseline in BASELINES),
+        ("gpt2", "donors", 2),
+        ("llama", "mean", 2),
+        ("neox", "zero", 2),
+    ],
+)
 def test_tokens_heads_mlps_and_residual_equal_the_twin_on_every_family(name, baseline, steps):
     toy, model = small(name)
     fitted = fitted_on(toy, baseline=baseline, steps=steps, units=("heads", "mlps", "positions", "residual"))
-    inputs = Inputs.of({"input_ids": [*toy.fresh.main[:3], *toy.trusted.main[:3]]})
+    own = toy.trusted if fitted.baseline.donors is None else fitted.baseline.donors.inputs
+    inputs = Inputs.of({"input_ids": [*toy.fresh.main[:2], *own.main[:2]]})
     longest = int(toy.trusted.lengths.max())
 
     def by_position(values):
         units = [float(token.sum()) for token in values.flip(0)]
         return [*(units + [0.0] * longest)[:longest], sum(units[longest:])]
 
-    for group, path in [("positions", EMBEDDINGS[name]), *((f"residual {i}", BLOCKS[name].format(i)) for i in range(LAYERS))]:
+    for group, path in [
+        ("positions", EMBEDDINGS[name]),
+        *((f"residual {i}", BLOCKS[name].format(i)) for i in range(LAYERS)),
+    ]:
         rows = [twin_contributions(fitted, toy, model, row, path, "output") for row in inputs.main]
         expected = [by_position(row) for row in rows]
         np.testing.assert_allclose(table(fitted, inputs, group, "sum"), expected, atol=1e-5, err_msg=group)
@@ -112,7 +122,9 @@ def test_integrated_gradients_of_blocks_equal_captums():
     captum = IntegratedGradients(target)
     for steps in (2, 8):
         fitted = fitted_on(toy, baseline="zero", steps=steps)
-        expected = captum.attribute(toy.fresh.main, additional_forward_args=(top,), n_steps=steps, method="riemann_middle")
+        expected = captum.attribute(
+            toy.fresh.main, additional_forward_args=(top,), n_steps=steps, method="riemann_middle"
+        )
         sums = [expected[:, start:stop].sum(1) for start, stop in toy.fresh.blocks.values()]
         np.testing.assert_allclose(table(fitted, toy.fresh, "blocks", "sum"), torch.stack(sums, 1), atol=1e-5)
 

@@ -39,7 +39,9 @@ def require_same(fitted, inputs, group, effects, width=None, top=3):
 
 def mixed(toy):
     """Fresh inputs and some trusted ones, among them donors."""
-    rows = [*toy.fresh.main, *toy.trusted.main[:6]] if toy.fresh.tokens else torch.cat([toy.fresh.main, toy.trusted.main])
+    rows = (
+        [*toy.fresh.main, *toy.trusted.main[:6]] if toy.fresh.tokens else torch.cat([toy.fresh.main, toy.trusted.main])
+    )
     return Inputs.of({"input_ids": rows}) if toy.fresh.tokens else Inputs.of(rows, blocks=toy.fresh.blocks)
 
 
@@ -56,6 +58,7 @@ def test_blocks_equal_the_twin_also_where_an_input_is_a_donor():
 def test_tokens_and_heads_equal_the_twin_on_every_family(name):
     toy, model = small(name)
     fitted, inputs = fitted_on(toy), mixed(toy)
+    assert set(fitted.donor_digests) & set(inputs.digests)
     assert len(set(inputs.lengths)) > 2 and len({len(row) for row in fitted.donors.inputs.main}) > 1
     tokens, heads = [], []
     for row in inputs.main:
@@ -84,7 +87,13 @@ def test_residual_positions_and_mlps_equal_the_twin():
     effects = [
         [
             twin.site_unit(
-                model, row, twin_donors(fitted, row), f"{BLOCKS['gpt2'].format(layer)}.mlp", "output", whole, range(len(row))
+                model,
+                row,
+                twin_donors(fitted, row),
+                f"{BLOCKS['gpt2'].format(layer)}.mlp",
+                "output",
+                whole,
+                range(len(row)),
             )
             for layer in range(LAYERS)
         ]

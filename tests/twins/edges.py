@@ -204,7 +204,10 @@ def eap_ig_activations(model, ids, donor, steps):
 def acdc(model, rows, donors, threshold):
     """Conmy et al. 2023: the edges that stay, receivers from last to first, by the rise of the divergence."""
     edges = edges_of(model, rows[0])
+    # Within a layer: queries of all heads, then keys, then values.
     receivers = list(dict.fromkeys(r for _, r in edges))
+    parts = list(dict.fromkeys(r.partition(".")[0] for r in receivers))
+    receivers.sort(key=lambda r: (parts.index(r.partition(".")[0]), "qkv".find(r[-2]) if "<" in r else 0))
     senders = list(dict.fromkeys(s for s, _ in edges))
     clean = [forward(model, ids)[0] for ids in rows]
 
