@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import types
 import typing
 from collections.abc import Mapping
@@ -12,6 +13,10 @@ from causalmad.catalogue import KINDS, Entry, find, name_of
 from causalmad.errors import SpecError, nearest
 
 _SCALARS = (bool, int, float, str, type(None))
+
+# Option values that are no parts of the catalogue: the module that writes them and reads them back, found by name since
+# it stands floors above this one. It has `writes(value)`, `to_data(value)` and `from_data(tensors, data, functions)`.
+_WRITERS = {"hypothesis": "causalmad.hypotheses.written"}
 
 
 def parse_spec(kind: str, text: str) -> Any:
@@ -70,20 +75,36 @@ def split_outside(text: str, separator: str) -> list[str]:
     return pieces
 
 
-def to_config(kind: str, spec: object) -> dict[str, Any]:
+def to_config(kind: str, spec: object, tensors: dict[str, Any] | None = None) -> dict[str, Any]:
     """A spec as JSON data: its catalogue name and every option, nested specs included.
+
+    Args:
+        kind: the catalogue in which the spec stands.
+        spec: what to write.
+        tensors: where the arrays inside options go, under the names that the JSON data refers to.
 
     Raises:
         SpecError: when the spec is not in the catalogue, or an option is a function.
+        HypothesisError: when an option is a hypothesis with a function that has no name.
     """
-    return {"name": name_of(kind, spec), "options": {k: _to_json(v, k) for k, v in _options(spec).items()}}
+    arrays = {} if tensors is None else tensors
+    return {"name": name_of(kind, spec), "options": {k: _to_json(v, k, arrays) for k, v in _options(spec).items()}}
 
 
-def from_config(kind: str, config: Mapping[str, Any]) -> Any:
+def from_config(
+    kind: str, config: Mapping[str, Any], tensors: Mapping[str, Any] | None = None, functions: Any = None
+) -> Any:
     """The spec that :func:`to_config` wrote; only names in the catalogue are ever imported.
+
+    Args:
+        kind: the catalogue in which the spec stands.
+        config: the JSON data.
+        tensors: the arrays inside options.
+        functions: the hypothesis that an option holds, or its functions by name, where they are the user's own.
 
     Raises:
         SpecError: on malformed data, an unknown name or an unknown option.
+        HypothesisError: when a function of a hypothesis is missing.
     """
     name, options = config.get("name"), config.get("options", {})
     if not isinstance(name, str) or not isinstance(options, Mapping):
@@ -92,7 +113,8 @@ def from_config(kind: str, config: Mapping[str, Any]) -> Any:
     cls = entry.load()
     for key in options:
         _require_option(entry, cls, key)
-    return _build(entry, cls, {**entry.defaults, **{key: _from_json(value) for key, value in options.items()}})
+    values = {key: _from_json(value, tensors or {}, functions) for key, value in options.items()}
+    return _build(entry, cls, {**entry.defaults, **values})
 
 
 def describe(spec: object) -> dict[str, object]:
@@ -198,16 +220,22 @@ def _nested(raw: str) -> tuple[bool, object]:
         return False, None
 
 
-def _to_json(value: object, key: str) -> Any:
+def _to_json(value: object, key: str, tensors: dict[str, Any]) -> Any:
     if isinstance(value, _SCALARS):
         return value
     if isinstance(value, (tuple, list)):
-        return [_to_json(item, key) for item in value]
+        return [_to_json(item, key, tensors) for item in value]
     for kind in KINDS:
         try:
-            return {"kind": kind, **to_config(kind, value)}
+            return {"kind": kind, **to_config(kind, value, tensors)}
         except SpecError:
             continue
+    for kind, module in _WRITERS.items():
+        writer = importlib.import_module(module)
+        if writer.writes(value):
+            arrays, data = writer.to_data(value)
+            tensors.update(arrays)
+            return {"kind": kind, "name": str(getattr(value, "name", kind)), "data": data}
     raise SpecError(
         f"option {key}={value!r} cannot be written down",
         needed="numbers, text, lists of them, or parts of the catalogue",
@@ -216,12 +244,16 @@ def _to_json(value: object, key: str) -> Any:
     )
 
 
-def _from_json(value: Any) -> object:
+def _from_json(value: Any, tensors: Mapping[str, Any], functions: Any) -> object:
     if isinstance(value, list):
-        return tuple(_from_json(item) for item in value)
+        return tuple(_from_json(item, tensors, functions) for item in value)
     if isinstance(value, dict):
         kind = value.get("kind")
+        if isinstance(kind, str) and kind in _WRITERS:
+            found: object = importlib.import_module(_WRITERS[kind]).from_data(tensors, value.get("data"), functions)
+            return found
         if kind not in KINDS:
-            raise SpecError(f"{str(value)[:80]!r} is no spec", needed=f"a kind, one of {', '.join(KINDS)}")
-        return from_config(kind, value)
+            known = ", ".join([*KINDS, *_WRITERS])
+            raise SpecError(f"{str(value)[:80]!r} is no spec", needed=f"a kind, one of {known}")
+        return from_config(kind, value, tensors, functions)
     return value

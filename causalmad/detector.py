@@ -196,16 +196,23 @@ class FittedDetector:
         save(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, model: Any) -> FittedDetector:
+    def load(cls, path: str | Path, model: Any, hypothesis: Any = None) -> FittedDetector:
         """The detector that :meth:`save` wrote, on the same model.
+
+        Args:
+            path: the folder.
+            model: whatever :func:`causalmad.open_model` takes.
+            hypothesis: the hypothesis that the signature tests, where its functions are your own: a file has only their
+                names, and never makes Python import what it names.
 
         Raises:
             StoreError: when the files are damaged, of another schema, or made on another model (the first parameter
                 that differs is named).
+            HypothesisError: when the functions of a hypothesis are missing, or ``hypothesis`` is not the saved one.
         """
         from causalmad.store import load
 
-        return load(Path(path), model)
+        return load(Path(path), model, hypothesis)
 
     def _explain(self, found: Signatures, scores: Floats, row: int, inputs: Inputs) -> Explanation:
         p_value = float(self.calibrator.p_values(scores[row : row + 1])[0])

@@ -61,7 +61,7 @@ def _written(name: str, options: dict[str, Any]) -> str:
 def _value(value: Any) -> str:
     """An option's value from JSON data."""
     if isinstance(value, dict):
-        return _written(value["name"], value["options"])
+        return _written(value["name"], value.get("options", {}))
     if isinstance(value, list):
         return ";".join(map(_value, value))
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

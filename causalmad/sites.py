@@ -126,13 +126,12 @@ class Site:
             With a subspace the features are coordinates in it.
         """
         part = self._features(value)
-        part = part if self.subspace is None else self.subspace.coordinates(part)
         if self.position is None or not _sequential(value, batch):
-            return part
+            return self._within(part)
         self._require_rows(value, batch)
         if isinstance(self.position, str) and self.position.partition(":")[0] == "all":
-            return pool(part, batch.mask, self.position.partition(":")[2] or "mean")
-        return part[torch.arange(len(batch), device=part.device), position_index(self.position, batch)]
+            return pool(self._within(part), batch.mask, self.position.partition(":")[2] or "mean")
+        return self._within(part[torch.arange(len(batch), device=part.device), position_index(self.position, batch)])
 
     def put(self, value: Tensor, new: Tensor, batch: Batch) -> Tensor:
         """``value`` with the part that this site names replaced by ``new``; ``value`` itself stays as it is."""
@@ -156,6 +155,9 @@ class Site:
                 f"{tuple(new.shape)} cannot be put at {self}", needed=f"a shape that broadcasts to {tuple(inner.shape)}"
             ) from error
         return torch.where(self._spread(inner, mask), self._spread(whole, value), value)
+
+    def _within(self, part: Tensor) -> Tensor:
+        return part if self.subspace is None else self.subspace.coordinates(part)
 
     def _put_within(self, subspace: Subspace, value: Tensor, new: Tensor, batch: Batch) -> Tensor:
         whole = self.within(None)

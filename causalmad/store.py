@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from causalmad.config import from_config, to_config
-from causalmad.errors import CausalmadError, StoreError
+from causalmad.errors import CausalmadError, HypothesisError, StoreError
 from causalmad.models import open_model
 from causalmad.models.fingerprint import first_difference
 from causalmad.references.base import FittedReference
@@ -48,12 +48,15 @@ def save(detector: FittedDetector, path: Path) -> None:
     else:
         tensors |= _tensors("reference", detector.reference)
     tensors |= _tensors("calibrator", detector.calibrator)
-    files = {_TENSORS: to_bytes({key: value.contiguous().cpu() for key, value in tensors.items()})}
     model = detector.model
+    options: dict[str, Tensor] = {}
     try:
+        signature = to_config("signatures", spec.signature, options)
+        tensors |= {f"options:{key}": value for key, value in options.items()}
+        files = {_TENSORS: to_bytes({key: value.contiguous().cpu() for key, value in tensors.items()})}
         content = {
             "schema": SCHEMA,
-            "signature": to_config("signatures", spec.signature),
+            "signature": signature,
             "reference": to_config("references", spec.reference),
             "calibrator": to_config("calibrators", spec.calibrator),
             "calibration_share": spec.calibration_share,
@@ -72,13 +75,13 @@ def save(detector: FittedDetector, path: Path) -> None:
     _write(path, files)
 
 
-def load(path: Path, model: Any) -> FittedDetector:
+def load(path: Path, model: Any, hypothesis: Any = None) -> FittedDetector:
     """Read a fitted detector; see :meth:`FittedDetector.load`."""
     content = _read_json(path)
     files = {name: _read(path / name, expected) for name, expected in _named_files(content, path).items()}
     try:
-        return _rebuild(content, files, model, path)
-    except StoreError:
+        return _rebuild(content, files, model, path, hypothesis)
+    except (StoreError, HypothesisError):
         raise
     except (CausalmadError, KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         raise StoreError(
@@ -87,7 +90,9 @@ def load(path: Path, model: Any) -> FittedDetector:
         ) from error
 
 
-def _rebuild(content: dict[str, Any], files: dict[str, bytes], model: Any, path: Path) -> FittedDetector:
+def _rebuild(
+    content: dict[str, Any], files: dict[str, bytes], model: Any, path: Path, hypothesis: Any
+) -> FittedDetector:
     from safetensors.torch import load as from_bytes
 
     from causalmad.detector import Detector, FittedDetector
@@ -105,7 +110,7 @@ def _rebuild(content: dict[str, Any], files: dict[str, bytes], model: Any, path:
         opened = open_model(model, side=content["model"]["side"], batch_size=int(content["model"]["batch_size"]))
     tensors = from_bytes(files[_TENSORS])
     spec = Detector(
-        from_config("signatures", content["signature"]),
+        from_config("signatures", content["signature"], _part(tensors, "options"), hypothesis),
         from_config("references", content["reference"]),
         from_config("calibrators", content["calibrator"]),
         float(content["calibration_share"]),

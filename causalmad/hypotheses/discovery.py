@@ -152,9 +152,7 @@ def _exact_nodes(patcher: EdgePatcher, inputs: Inputs, target: Target) -> Tensor
     return total / len(inputs)
 
 
-def _changes(
-    patcher: EdgePatcher, target: Target, batch: Batch, which: Tensor, groups: list[Tensor]
-) -> Tensor:
+def _changes(patcher: EdgePatcher, target: Target, batch: Batch, which: Tensor, groups: list[Tensor]) -> Tensor:
     """(batch, groups) mean over donors of the target's change when a group of edges is patched."""
     clean = patcher.model.logits(batch)
     read = target.bind(clean)

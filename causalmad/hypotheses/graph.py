@@ -207,7 +207,8 @@ class Hypothesis:
 
     def _claim(self, node: str) -> Claim:
         data = self._graph.nodes[node]
-        return Claim(node, sites_at(data["at"]), data.get("value"), data.get("mechanism"), float(data.get("tolerance", 1e-6)))
+        tolerance = float(data.get("tolerance", 1e-6))
+        return Claim(node, sites_at(data["at"]), data.get("value"), data.get("mechanism"), tolerance)
 
 
 def graph_problems(graph: nx.DiGraph) -> list[str]:

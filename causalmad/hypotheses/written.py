@@ -50,10 +50,10 @@ def to_data(claim: Hypothesis | nx.DiGraph) -> tuple[dict[str, Tensor], dict[str
             else:
                 row[key] = _plain(value, f"{key}= of node {node!r}")
         nodes.append(row)
-    edges = [
-        {"edge": [_site(a, tensors), _site(b, tensors)], **{k: _plain(v, f"{k}= of {a} -> {b}") for k, v in data.items()}}
-        for a, b, data in graph.edges(data=True)
-    ]
+    edges = []
+    for cause, effect, data in graph.edges(data=True):
+        row = {key: _plain(value, f"{key}= of {cause} -> {effect}") for key, value in data.items()}
+        edges.append({"edge": [_site(cause, tensors), _site(effect, tensors)], **row})
     about = {key: _plain(value, f"{key}= of the graph") for key, value in graph.graph.items()}
     form = "hypothesis" if isinstance(claim, Hypothesis) else "graph"
     return tensors, {"form": form, "about": about, "nodes": nodes, "edges": edges}
@@ -112,7 +112,7 @@ def from_text(text: str, functions: Any = None) -> Hypothesis:
             for key, basis in data["subspaces"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HypothesisError(f"this text is no hypothesis: {error}", needed="what Hypothesis.to_json() gave") from error
+        raise HypothesisError(f"this text is no hypothesis: {error}", needed="what Hypothesis.to_json gave") from error
     found = from_data(bases, data, functions)
     if not isinstance(found, Hypothesis):
         raise HypothesisError("this text is a circuit, not a hypothesis", tries=["Hypothesis.from_circuit(circuit)"])
@@ -124,6 +124,7 @@ def import_hypothesis(name: str) -> Hypothesis:
     module, colon, path = name.partition(":")
     if not (module and colon and path):
         raise HypothesisError(f"{name!r} names no hypothesis", needed="module:name, such as my_claims:parity")
+    likely = module.removesuffix(".py").strip("./").replace("/", ".")
     sys.path.insert(0, "")  # as `python -m` does: a file beside the user is what they mean
     try:
         found = importlib.import_module(module)
@@ -131,7 +132,7 @@ def import_hypothesis(name: str) -> Hypothesis:
         raise HypothesisError(
             f"module {module!r} of {name!r} could not be imported: {type(error).__name__}: {error}",
             causes=["a path in place of a module name", "another working folder"],
-            tries=[f"{module.removesuffix('.py').strip('./').replace('/', '.')}:{path}", f"python -c 'import {module}'"],
+            tries=[f"{likely}:{path}", f"python -c 'import {likely}'"],
         ) from error
     finally:
         sys.path.remove("")

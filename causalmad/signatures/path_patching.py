@@ -112,6 +112,8 @@ class FittedPathPatching:
     def __call__(self, inputs: Any) -> Signatures:
         """(n, d) effects; one run of the model per input, path and donor, stacked."""
         known = self.patcher.model.inputs(inputs)
+        if not len(known):
+            return signatures(known, self.columns, np.empty((0, len(self.columns))))
         return signatures(known, self.columns, signed_log(self.effects(known), self.scales))
 
     def state(self) -> State:

@@ -81,7 +81,10 @@ class Sufficiency:
         """The fitted signature that wrote ``state``."""
         fields = {key.removeprefix("donors:"): v for key, v in state.tensors.items() if key.startswith("donors:")}
         donors = Donors.unpack(fields, state.data["donors"])
-        ranked = tuple(site for text in state.data["ranked"] for site in model.sites(str(text)))
+        # A site with a subspace has no text form that could be read back; it stands in the circuit itself.
+        given = {} if self.circuit is None else {str(site): site for site in _given(model, self.circuit)}
+        texts = [str(text) for text in state.data["ranked"]]
+        ranked = tuple(site for text in texts for site in ((given[text],) if text in given else model.sites(text)))
         sizes = tuple(int(size) for size in state.data["sizes"])
         return FittedSufficiency.of(self, model, donors, ranked, sizes, Scales.restore(state))
 

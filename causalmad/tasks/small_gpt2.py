@@ -63,6 +63,18 @@ def kept(*blocks: nn.Module) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+@contextmanager
+def given(*modules: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that holds what goes into each module, once the model has run."""
+    values: list[Tensor] = []
+    handles = [module.register_forward_pre_hook(lambda _, got: values.append(got[0])) for module in modules]
+    try:
+        yield values
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
 def last_position(model: nn.Module, ids: Tensor) -> tuple[list[Tensor], Tensor]:
     """The (n, width) residual stream after each block at the last position, and the (n, tokens) logits there."""

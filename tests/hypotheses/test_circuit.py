@@ -59,8 +59,9 @@ def test_text_there_and_back(circuit, patcher):
         assert list(again.graph.edges(data=True)) == list(one.graph.edges(data=True))
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema": 9, "level": "edges", "total": 1, "method": "", '
-                                  '"nodes": [], "edges": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"schema": 9, "level": "edges", "total": 1, "method": "", "nodes": [], "edges": []}']
+)
 def test_other_text_is_refused(text):
     with pytest.raises(StoreError, match="circuit"):
         Circuit.from_json(text)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from causalmad.errors import HypothesisError
-from causalmad.hypotheses.edges import only
+from causalmad.hypotheses.donors import Donors
+from causalmad.hypotheses.edges import EdgePatcher, only
 from causalmad.hypotheses.paths import path_effects, path_sources
-from causalmad.targets import TopMargin, margin
+from causalmad.inputs import Inputs
+from causalmad.targets import TopMargin
 
 PATHS = {
     "a0.h1->logits": ("a0.h1", ["logits"], False),
@@ -43,7 +47,7 @@ def test_longer_paths_are_their_hops_in_turn(patcher, slow, twin, ids, one_batch
     batch, which = one_batch(patcher, ids[:1]), torch.tensor([1])
     (logits,) = patcher.stacked(batch, which, [path_sources(patcher.computation, "a0.h1->a1.h2<q>->logits")])
     donor = patcher.donor_batch.main[1]
-    (_, clean), (_, other) = twin.forward(slow, ids[0]), twin.forward(slow, donor)
+    _, other = twin.forward(slow, donor)
 
     def query(sender, receiver, value):
         return other[sender] if (sender, receiver) == ("a0.h1", "a1.h2<q>") else value
@@ -56,17 +60,10 @@ def test_longer_paths_are_their_hops_in_turn(patcher, slow, twin, ids, one_batch
     expected, _ = twin.forward(slow, ids[0], last)
     assert torch.allclose(logits[0], expected, atol=1e-5)
     assert not torch.allclose(expected, twin.forward(slow, ids[0])[0], atol=1e-4, rtol=0)
-    assert set(clean) == set(changed)
 
 
 @torch.no_grad()
 def test_a_head_that_shares_its_keys_takes_no_other_along(model_of, twin, ids, one_batch):
-    import copy
-
-    from causalmad.hypotheses.donors import Donors
-    from causalmad.hypotheses.edges import EdgePatcher
-    from causalmad.inputs import Inputs
-
     patcher = EdgePatcher.of(model_of("llama"), Donors(Inputs.of({"input_ids": ids}), 4))
     slow, donor = copy.deepcopy(model_of("llama")).eval(), ids[3]
     batch, which = one_batch(patcher, ids[:1]), torch.tensor([3])
@@ -112,5 +109,3 @@ def test_an_effect_on_nothing_is_exactly_nothing(patcher, ids, one_batch):
     batch = one_batch(patcher, ids)
     kl, change = path_effects(patcher, TopMargin(), batch, torch.zeros(5, 2).long(), [nothing])
     assert not kl.any() and not change.any()
-    clean = patcher.model.logits(batch)
-    assert torch.equal(TopMargin().bind(clean)(clean), margin(clean, clean.argmax(-1)))

@@ -9,7 +9,7 @@ from causalmad.catalogue import catalogue
 from causalmad.references import Mahalanobis
 from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
 from causalmad.testing import detector_laws as laws
-from causalmad.testing.law import hold
+from causalmad.testing.law import EXCUSED, hold
 from causalmad.testing.toys import toy
 
 DETECTORS = {
@@ -38,7 +38,7 @@ def ready(detector, made):
 def test_every_detector_keeps_every_law(part, name, law):
     many = law is laws.law_a_null_scores_a_half
     made = toy(name, trusted=60 if many else 40, fresh=60 if many else 6)
-    hold(law, part, ready(DETECTORS[part], made), made)
+    hold(law, f"{part} on {name}", ready(DETECTORS[part], made), made)
 
 
 @pytest.mark.parametrize("name", [pytest.param("mlp", marks=pytest.mark.slow), "gpt2"])
@@ -47,5 +47,6 @@ def test_saved_detectors_score_the_same_bits_in_a_fresh_process(name, tmp_path):
     wanted = SAVED if name == "gpt2" else DETECTORS
     # A hypothesis is code, which is never saved.
     wanted = {part: detector for part, detector in wanted.items() if ready(detector, here) == detector}
+    wanted = {part: detector for part, detector in wanted.items() if ("*", f"{part} on {name}") not in EXCUSED}
     fitted = {part: detector.fit(here.model, here.trusted, seed=2) for part, detector in wanted.items()}
     laws.law_saved_detectors_score_the_same_elsewhere(fitted, here, tmp_path)

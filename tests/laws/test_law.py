@@ -28,6 +28,12 @@ def test_an_excuse_that_is_no_longer_needed_is_a_failure():
     hold(kept, "yours", excused=excused)
     with pytest.raises(LawBroken, match="drop the excuse"):
         hold(kept, "mine", excused=excused)
+    everywhere = {("*", "mine on mlp"): "no residual stream"}
+    hold(broken, "mine on mlp", excused=everywhere)
+    with pytest.raises(LawBroken, match="drop the excuse"):
+        hold(kept, "mine on mlp", excused=everywhere)
+    with pytest.raises(LawBroken, match="grey"):
+        hold(broken, "mine on conv", excused=everywhere)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ VARIANTS: list[tuple[str, Any]] = [
 @pytest.mark.parametrize("part", ENTRIES)
 def test_every_signature_keeps_every_law(part, name, law, engine):
     made = toy(name, trusted=16, fresh=7)
-    hold(law, part, made.ready(ENTRIES[part].load()()), made, engine)
+    hold(law, f"{part} on {name}", made.ready(ENTRIES[part].load()()), made, engine)
 
 
 @pytest.mark.parametrize("law", laws.SIGNATURE_LAWS, ids=lambda law: law.__name__)
