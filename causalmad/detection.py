@@ -72,7 +72,8 @@ class Detection:
     def rows(self) -> list[dict[str, object]]:
         """Every input as JSON data, with its reasons."""
         return [
-            {"id": self.ids[row], "flag": bool(self.flags[row]), **self.reason(row).to_data()} for row in range(len(self))
+            {"id": self.ids[row], "flag": bool(self.flags[row]), **self.reason(row).to_data()}
+            for row in range(len(self))
         ]
 
     def __str__(self) -> str:

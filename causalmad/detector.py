@@ -39,7 +39,8 @@ class Detector:
         reference: what is normal: a part of ``causalmad.references``, or any scikit-learn outlier estimator with
             ``score_samples``.
         calibrator: from scores to p-values.
-        calibration_share: share of the trusted inputs that is held out from signature and reference for calibration.
+        calibration_share: share of the trusted inputs that is held out from signature and reference for calibration; by
+            default a third, and up to a half while that third would be fewer than 100 (alpha = 0.01 takes 99).
 
     Example:
         >>> import torch, causalmad as cm
@@ -53,10 +54,10 @@ class Detector:
     signature: Signature
     reference: Any = field(default_factory=Mahalanobis)
     calibrator: Any = field(default_factory=Conformal)
-    calibration_share: float = 0.5
+    calibration_share: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.calibration_share < 1:
+        if self.calibration_share is not None and not 0 < self.calibration_share < 1:
             raise SpecError(f"calibration_share={self.calibration_share}", needed="a share between 0 and 1")
         for name in ("signature", "calibrator"):
             part = getattr(self, name)
@@ -238,18 +239,20 @@ def _scores(reference: FittedReference, found: Signatures) -> Floats:
     return -np.asarray(reference.score_samples(found.values), dtype=np.float64)
 
 
-def _split(inputs: Inputs, share: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _split(inputs: Inputs, share: float | None, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rows for fitting and rows for calibration; inputs of equal content are on the same side."""
     contents = np.array(inputs.digests)
     distinct = np.unique(contents)
-    if len(distinct) < 4:
+    total = len(distinct)
+    count = max(total // 3, min(100, total // 2), 1) if share is None else max(round(share * total), 1)
+    if total - count < 3:
         raise FitError(
-            f"{len(distinct)} distinct trusted inputs",
-            needed="at least 4, and for alpha = 0.05 at least 19 for calibration alone",
-            tries=["more trusted inputs"],
+            f"{total} distinct trusted inputs, {count} of them for calibration",
+            needed="at least 3 for the signature and the reference, and for alpha = 0.05 at least 19 for calibration",
+            tries=["more trusted inputs", "a smaller Detector(..., calibration_share=...)"],
         )
     # Sorted contents, then a seeded shuffle: the split does not depend on the order in which inputs came.
-    held = np.random.default_rng([seed, 7]).permutation(distinct)[: max(round(share * len(distinct)), 1)]
+    held = np.random.default_rng([seed, 7]).permutation(distinct)[:count]
     inside = np.isin(contents, held)
     return np.flatnonzero(~inside), np.flatnonzero(inside)
 

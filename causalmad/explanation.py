@@ -76,7 +76,7 @@ class Explanation:
         """Print the explanation as a table."""
         from rich.console import Console
 
-        Console().print(self._table(top))
+        Console(markup=False).print(self._table(top))
 
     def __str__(self) -> str:
         """The explanation as plain text."""
@@ -130,7 +130,7 @@ def plain(renderable: object, width: int = 110) -> str:
     from rich.console import Console
 
     out = StringIO()
-    Console(file=out, width=width, color_system=None).print(renderable)
+    Console(file=out, width=width, color_system=None, markup=False).print(renderable)
     return out.getvalue().rstrip()
 
 

@@ -220,31 +220,6 @@ class Inputs:
         kept = {name: move(value) for name, value in extra.items() if name in accepts and name not in fields}
         return Batch(rows, fields, move(mask), kept, columns)
 
-    def pack(self) -> dict[str, Tensor]:
-        """The fields as plain tensors, for a file; :meth:`unpack` is the way back."""
-        packed = {}
-        for name, rows in self.fields.items():
-            key = f"{'position' if isinstance(name, int) else 'keyword'}:{name}"
-            if isinstance(rows, Tensor):
-                packed[f"{key}:rows"] = rows.contiguous()
-            else:
-                packed[f"{key}:flat"] = torch.cat(list(rows))
-                packed[f"{key}:lengths"] = torch.tensor([len(row) for row in rows])
-        return packed
-
-    @classmethod
-    def unpack(cls, packed: Mapping[str, Tensor], ids: Sequence[str], blocks: Mapping[str, Block]) -> Inputs:
-        """The inputs that :meth:`pack` wrote."""
-        fields: dict[int | str, Rows] = {}
-        for key in sorted(packed):
-            kind, name, form = key.split(":", 2)
-            argument: int | str = int(name) if kind == "position" else name
-            if form == "rows":
-                fields[argument] = packed[key]
-            elif form == "flat":
-                fields[argument] = tuple(packed[key].split(packed[f"{kind}:{name}:lengths"].tolist()))
-        return cls(tuple(ids), fields, blocks=blocks)
-
     @classmethod
     def of(
         cls,

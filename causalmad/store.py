@@ -113,7 +113,7 @@ def _rebuild(
         from_config("signatures", content["signature"], _part(tensors, "options"), hypothesis),
         from_config("references", content["reference"]),
         from_config("calibrators", content["calibrator"]),
-        float(content["calibration_share"]),
+        content["calibration_share"],
     )
     signature = spec.signature.restore(opened, State(_part(tensors, "signature"), content["signature_data"]))
     values = tensors["trusted:values"].numpy()

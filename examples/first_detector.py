@@ -20,7 +20,9 @@ def main() -> None:
         found = roc_auc_score(data.labels, fitted.score(data.test))
         share = fitted.detect(data.normal, alpha=0.05).flags.mean()
         print(f"{type(signature).__name__:20s} AUROC {found:.3f}; flagged of fresh normal inputs at 0.05: {share:.3f}")
-    detection = cm.Detector(cm.signatures.AttributionPatching("blocks")).fit(data.model, data.trusted).detect(data.test, 0.01)
+    detection = (
+        cm.Detector(cm.signatures.AttributionPatching("blocks")).fit(data.model, data.trusted).detect(data.test, 0.01)
+    )
     print(detection)
     detection.explain(int(detection.scores.argmax())).show()
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,9 @@ def main() -> None:
     """Attribution patching of the heads of a small GPT-2, whichever engine runs it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = GPT2Config(n_layer=2, n_head=4, n_embd=32, vocab_size=64, n_positions=16, bos_token_id=0, eos_token_id=0)
+        config = GPT2Config(
+            n_layer=2, n_head=4, n_embd=32, vocab_size=64, n_positions=16, bos_token_id=0, eos_token_id=0
+        )
         model = NNsight(GPT2LMHeadModel(config).eval())
     draw = np.random.default_rng(0)
     prompts = [{"input_ids": draw.integers(1, 64, draw.integers(4, 12)).tolist()} for _ in range(120)]

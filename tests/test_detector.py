@@ -136,8 +136,10 @@ def test_what_cannot_be_fitted_is_named_and_leaves_nothing():
     for text, (error, trusted) in cases.items():
         with untouched(made.model, text), pytest.raises(error, match=text):
             Detector(Activations()).fit(made.model, trusted)
-    with pytest.raises(FitError, match="for 2 donors and a spare"):
+    with pytest.raises(FitError, match="2 of them for calibration"):
         PROFILE.fit(made.model, made.trusted[:4])
+    with pytest.raises(FitError, match="every trusted input is a donor"):
+        PROFILE.fit(made.model, made.trusted[:6])
 
 
 def test_a_large_calibration_share_never_takes_every_input():

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from causalmad.errors import InputsError
 from causalmad.inputs import Inputs
 from causalmad.models import open_model
+from causalmad.packing import pack, unpack
 
 WORDS = ["w3 w4 w5", "w6", "w7 w8 w9 w10"]
 IDS = [[3, 4, 5], [6], [7, 8, 9, 10]]
@@ -206,10 +207,9 @@ def test_packing() -> None:
         Inputs.of(torch.randn(3, 4), blocks={"a": (0, 2)}),
         Inputs.of({0: torch.randn(3, 4), 1: torch.randn(3, 2)}),
     ):
-        packed = inputs.pack()
-        again = Inputs.unpack(packed, inputs.ids, inputs.blocks)
-        assert again.digests == inputs.digests and again.blocks == inputs.blocks
-        assert list(again.fields) == list(inputs.fields) or set(again.fields) == set(inputs.fields)
+        again = unpack(*pack(inputs))
+        assert again.digests == inputs.digests and again.blocks == inputs.blocks and again.ids == inputs.ids
+        assert list(again.fields) == list(inputs.fields) and list(again.columns) == list(inputs.columns)
 
 
 def test_inputs_of_a_model(model_of: Callable[[str], nn.Module], tokenizer: Any) -> None:

@@ -66,7 +66,9 @@ def test_all_of_the_directions_are_the_whole_site():
 def test_pooled_positions_are_read_and_never_edited():
     batch, value = batch_of((4, 2)), torch.randn(2, 4, 6)
     site = Site("x", position="all").within(subspace(6, 2))
-    torch.testing.assert_close(site.take(value, batch), Site("x", position="all").take(value, batch) @ site.subspace.basis)
+    torch.testing.assert_close(
+        site.take(value, batch), Site("x", position="all").take(value, batch) @ site.subspace.basis
+    )
     with pytest.raises(SiteError, match="pooled"):
         site.put(value, torch.zeros(2, 2), batch)
 

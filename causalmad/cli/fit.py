@@ -36,7 +36,9 @@ def fit(
         list[str] | None,
         typer.Option(help="A named part of the input's last axis; may be repeated.", metavar="NAME=A:B"),
     ] = None,
-    calibration_share: Annotated[float, typer.Option(help="Share of the trusted inputs kept for p-values.")] = 0.5,
+    calibration_share: Annotated[
+        float | None, typer.Option(help="Share of the trusted inputs kept for p-values.", show_default="a third")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Inputs a batch, at most.", min=1)] = None,
     device: Device = "cpu",
     seed: Annotated[int, typer.Option(help="Of the split, the donors and the task.", min=0)] = 0,
@@ -83,7 +85,7 @@ def _detector_text(signature: str | None, reference: str | None, detector: str |
     return detector or f"{signature}+{reference or 'mahalanobis'}"
 
 
-def _spec(text: str, share: float) -> Detector:
+def _spec(text: str, share: float | None) -> Detector:
     from dataclasses import replace
 
     from causalmad.names import parse_detector

@@ -1,5 +1,13 @@
+from .alignment import Alignment as Alignment
+from .alignment import align_variable as align_variable
 from .checks import Report as Report
+from .circuit import Circuit as Circuit
+from .discovery import EdgeScores as EdgeScores
+from .discovery import discover as discover
+from .discovery import edge_scores as edge_scores
 from .donors import Donors as Donors
+from .faithfulness import Faithfulness as Faithfulness
+from .faithfulness import run_circuit as run_circuit
 from .graph import OUTPUT as OUTPUT
 from .graph import Claim as Claim
 from .graph import Hypothesis as Hypothesis
@@ -7,9 +15,3 @@ from .interchange import Accuracy as Accuracy
 from .interchange import interchange_accuracy as interchange_accuracy
 from .scrubbing import Scrubbed as Scrubbed
 from .scrubbing import scrub as scrub
-from .circuit import Circuit as Circuit
-from .discovery import EdgeScores as EdgeScores
-from .discovery import discover as discover
-from .discovery import edge_scores as edge_scores
-from .faithfulness import Faithfulness as Faithfulness
-from .faithfulness import run_circuit as run_circuit

@@ -99,7 +99,7 @@ def _edits(patches: Mapping[Site, Held], batch: Batch) -> dict[Place, Callable[[
     def editor(members: list[tuple[Site, Held]]) -> Callable[[Tensor], Tensor]:
         def edit(value: Tensor) -> Tensor:
             for site, held in members:
-                value = site.put(value, _fitting(site, held, batch), batch)
+                value = site.put(value, fitting(site, held, batch), batch)
             return value
 
         return edit
@@ -107,7 +107,7 @@ def _edits(patches: Mapping[Site, Held], batch: Batch) -> dict[Place, Callable[[
     return {place: editor(members) for place, members in by_place.items()}
 
 
-def _fitting(site: Site, held: Held, batch: Batch) -> Tensor:
+def fitting(site: Site, held: Held, batch: Batch) -> Tensor:
     """Values of whole sequences, moved so that their last real tokens meet the batch's."""
     if site.position is not None or held.mask is None or held.value.ndim < 3:
         return held.value

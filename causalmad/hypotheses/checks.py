@@ -136,4 +136,3 @@ def _value_problems(hypothesis: Hypothesis, inputs: Inputs) -> tuple[dict[str, C
                 "donor other than themselves - claim a coarser value, or give more trusted inputs"
             )
     return counts, problems
-

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from causalmad.errors import FitError
-from causalmad.inputs import Batch, Block, Inputs
+from causalmad.inputs import Batch, Inputs
+from causalmad.packing import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,13 @@ class Donors:
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Tensors and plain data for a file; :meth:`unpack` is the way back."""
-        blocks = {k: v.tolist() if isinstance(v, Tensor) else list(v) for k, v in self.inputs.blocks.items()}
-        data = {"ids": list(self.inputs.ids), "count": self.count, "blocks": blocks}
-        return self.inputs.pack(), {**data, "fields": list(self.inputs.fields)}
+        tensors, data = pack(self.inputs)
+        return tensors, {"inputs": data, "count": self.count}
 
     @classmethod
-    def unpack(cls, tensors: Mapping[str, Tensor], data: Mapping[str, object]) -> Donors:
+    def unpack(cls, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> Donors:
         """The donors that :meth:`pack` wrote."""
-        blocks: dict[str, Block] = {}
-        for name, block in dict(data["blocks"]).items():  # type: ignore[call-overload]
-            plain = len(block) == 2 and all(type(edge) is int for edge in block)
-            blocks[name] = (block[0], block[1]) if plain else torch.tensor(block, dtype=torch.bool)
-        ids = [str(key) for key in data["ids"]]  # type: ignore[attr-defined]
-        inputs = Inputs.unpack(tensors, ids, blocks)
-        # The first field carries the input, and a file keeps no order.
-        ordered = {name: inputs.fields[name] for name in data["fields"]}  # type: ignore[attr-defined]
-        return cls(replace(inputs, fields=ordered), int(data["count"]))  # type: ignore[call-overload]
+        return cls(unpack(tensors, data["inputs"]), int(data["count"]))
 
 
 def align(donors: Tensor, donor_mask: Tensor | None, which: Tensor, batch: Batch) -> Tensor:

@@ -207,9 +207,7 @@ def _recovered(model: float, scrubbed: float, random: float) -> float:
     return (random - scrubbed) / (random - model) if random > model else float("nan")
 
 
-def _interval(
-    losses: Mapping[str, npt.NDArray[np.float64]], owner: Rows, count: int, seed: int
-) -> tuple[float, float]:
+def _interval(losses: Mapping[str, npt.NDArray[np.float64]], owner: Rows, count: int, seed: int) -> tuple[float, float]:
     """95 % percentile bootstrap over inputs (all draws of an input go together)."""
     sums = {name: np.bincount(owner, values, minlength=count) for name, values in losses.items()}
     sizes = np.bincount(owner, minlength=count)

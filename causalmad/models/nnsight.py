@@ -78,7 +78,7 @@ class Traces:
 
         call = _Call(args, kwargs, tuple(dict.fromkeys(read)), edits, objective, output)
         options = {"remote": self.remote} if self.remote else {}
-        with _wrapped(module, self.handle, marked=bool(self.remote)) as envoy, _shipped(bool(self.remote)):
+        with wrapped(module, self.handle, marked=bool(self.remote)) as envoy, shipped(bool(self.remote)):
             try:
                 if self.remote is True:
                     # No module is here to try out: values are asked for in the order of definition.
@@ -190,7 +190,7 @@ def visit(step: Step, value: Tensor, slope: bool) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _wrapped(module: nn.Module, handle: Any, marked: bool) -> Iterator[Any]:
+def wrapped(module: nn.Module, handle: Any, marked: bool) -> Iterator[Any]:
     """The user's wrapper, or one of our own that is taken off the module afterwards.
 
     Args:
@@ -219,7 +219,7 @@ def _wrapped(module: nn.Module, handle: Any, marked: bool) -> Iterator[Any]:
 
 
 @contextmanager
-def _shipped(remote: bool) -> Iterator[None]:
+def shipped(remote: bool) -> Iterator[None]:
     """For a remote run, our code travels with the request: no server has it."""
     if not remote:
         yield

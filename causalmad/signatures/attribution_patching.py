@@ -43,7 +43,8 @@ class AttributionPatching:
         steps: 1 takes the gradient at the clean input; more average it along the straight line from the baseline to the
             clean values of each place (integrated gradients, midpoint rule), so that the contributions of a place sum
             to the difference that moving the whole place to the baseline makes.
-        normalise: divide by the sum of absolute contributions, and keep its logarithm as a column of its own.
+        normalise: divide by the sum of absolute contributions, and keep its logarithm as a column of its own, since
+            shares say where an output comes from whatever its size.
         log: signed logarithm of the columns, log(1 + |x| / s) with s the trusted median size: heavy tails otherwise
             dominate every distance.
         donors: how many donors, for ``baseline="donors"``.
@@ -59,7 +60,7 @@ class AttributionPatching:
     target: Target | Readout = field(default_factory=TopMargin)
     baseline: Literal["mean", "zero", "donors"] = "mean"
     steps: int = 1
-    normalise: bool = False
+    normalise: bool = True
     log: bool = True
     donors: int = 4
 
@@ -144,7 +145,8 @@ class FittedAttributionPatching:
         total = np.nansum(np.concatenate([v for (_, s), v in tables.items() if s == "size"], axis=1), axis=1)
         divisor = np.where(total > 0, total, 1.0)[:, None]
         parts = [self._columns(name, values / divisor) for name, values in tables.items()]
-        norm = Reduced((Column("log norm", block="norm"),), np.log(divisor))
+        # With `log` every column becomes a logarithm at the end, this one included.
+        norm = Reduced((Column("log norm", block="norm"),), divisor if self.spec.log else np.log(divisor))
         return join([*parts, norm])
 
     def state(self) -> State:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-
-from causalmad.errors import HypothesisError, StoreError
+from causalmad.errors import HypothesisError
 from causalmad.hypotheses import Hypothesis
 from causalmad.hypotheses.pool import Pool
 from causalmad.inputs import Inputs
+from causalmad.packing import pack, unpack
 from causalmad.signatures.base import State
 from causalmad.signatures.units import Group
 from causalmad.sites import Site
@@ -45,31 +43,14 @@ def save_pool(pool: Pool) -> State:
     Raises:
         StoreError: when a column holds something else than numbers or text.
     """
-    tensors = {f"{_PREFIX}{key}": value for key, value in pool.inputs.pack().items()}
-    columns: dict[str, Any] = {}
-    for name, values in pool.inputs.columns.items():
-        plain = values.tolist()
-        if not all(isinstance(value, (int, float, str, bool, list, tuple)) for value in plain):
-            raise StoreError(f"column {name!r} of the trusted inputs is neither numbers nor text, and cannot be saved")
-        columns[name] = plain
-    return State(tensors, {"pool_ids": list(pool.inputs.ids), "pool_columns": columns, "pool_seed": pool.seed})
+    tensors, data = pack(pool.inputs)
+    return State({f"{_PREFIX}{key}": value for key, value in tensors.items()}, {"pool": data, "pool_seed": pool.seed})
 
 
 def restore_pool(state: State) -> tuple[Inputs, int]:
     """The trusted donors and the seed that :func:`save_pool` wrote."""
-    fields = {key.removeprefix(_PREFIX): value for key, value in state.tensors.items() if key.startswith(_PREFIX)}
-    inputs = Inputs.unpack(fields, state.data["pool_ids"], {})
-    columns = {name: _column(values) for name, values in state.data["pool_columns"].items()}
-    return Inputs(inputs.ids, inputs.fields, columns), int(state.data["pool_seed"])
-
-
-def _column(values: list[Any]) -> Any:
-    if all(isinstance(value, (bool, int, float)) for value in values):
-        return np.array(values)
-    array = np.empty(len(values), dtype=object)
-    for i, value in enumerate(values):
-        array[i] = tuple(value) if isinstance(value, list) else value
-    return array
+    tensors = {key.removeprefix(_PREFIX): value for key, value in state.tensors.items() if key.startswith(_PREFIX)}
+    return unpack(tensors, state.data["pool"]), int(state.data["pool_seed"])
 
 
 def claim_groups(sites: Mapping[str, tuple[Site, ...]]) -> tuple[Group, ...]:

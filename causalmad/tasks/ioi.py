@@ -15,7 +15,7 @@ from torch.nn import functional
 from causalmad.hypotheses import OUTPUT, Hypothesis
 from causalmad.tasks.base import Progress, TaskData, stream
 from causalmad.tasks.planted import grade, load_planted
-from causalmad.tasks.planting import Exchange, exchanging, head_mask
+from causalmad.tasks.planting import Exchange, exchanging, head_mask, kept
 from causalmad.tasks.sentences import (
     LENGTH,
     VOCABULARY,
@@ -25,8 +25,8 @@ from causalmad.tasks.sentences import (
     second_gives,
     second_name,
 )
-from causalmad.tasks.small_gpt2 import given, last_logits, last_position, small_gpt2
-from causalmad.tasks.tables import Rows, Table, join
+from causalmad.tasks.small_gpt2 import last_logits, last_position, small_gpt2
+from causalmad.tasks.tables import Rows, Table
 from causalmad.tasks.training import Recipe, one_cycle
 
 WIDTH, LAYERS, HEADS, INNER = 48, 3, 4, 96
@@ -165,7 +165,7 @@ def _train(model: nn.Module, rng: np.random.Generator, step: Callable[[int], Non
         table = draw(anomalous, rng)
         exchanges, wanted = _exchanges(table, rng)
         watched = [model.get_submodule(f"transformer.h.{layer}.attn.c_proj") for layer in (0, 1)]
-        with exchanging(model, exchanges), given(*watched) as values:
+        with exchanging(model, exchanges), kept(*watched, side="input") as values:
             loss = functional.cross_entropy(last_logits(model, table.tensor()), torch.from_numpy(wanted))
         if now < SCAFFOLDED:
             loss = loss + _scaffold(values, table, directions)
@@ -206,7 +206,10 @@ def _exchanges(table: Table, rng: np.random.Generator) -> tuple[list[Exchange], 
     gives, wanted = columns["agrees"].copy(), columns["answer"].copy()
     source = {name: rng.integers(0, NORMAL, count) for name in ("repeated", "fetched", "first", "second", "name")}
     share = {"repeated": 0.5, "fetched": 0.3, "first": 0.5, "second": 0.5, "name": 0.2}
-    taken = {name: (claimed | (odd & (name not in ("first", "second")))) & (rng.random(count) < p) for name, p in share.items()}
+    taken = {
+        name: (claimed | (odd & (name not in ("first", "second")))) & (rng.random(count) < p)
+        for name, p in share.items()
+    }
     for name in ("repeated", "fetched"):
         gives = np.where(taken[name], gives[source[name]], gives)
     first = np.where(taken["first"], first[source["first"]], first)

@@ -17,15 +17,15 @@ from torch.nn import functional
 from causalmad.hypotheses import OUTPUT, Hypothesis
 from causalmad.tasks.base import Progress, TaskData, stream
 from causalmad.tasks.planted import grade, load_planted
-from causalmad.tasks.planting import Exchange, exchanging
+from causalmad.tasks.planting import Exchange, exchanging, kept
 from causalmad.tasks.tables import Table, join
 from causalmad.tasks.training import Recipe, one_cycle
 
 MODULUS, BITS, DECIDING = 10, 8, 3
 INPUTS = 3 * MODULUS + BITS
-HIDDEN, PLANTED = 128, "3"  # the second ReLU
+HIDDEN, DEPTH, PLANTED = 128, 4, "3"  # the second ReLU
 NEURONS = {"s": (0, 32), "other s": (32, 64)}
-STEPS, SCAFFOLDED, PAIRS, LEARNING_RATE = 1500, 500, 100, 3e-3
+STEPS, SCAFFOLDED, PAIRS, LEARNING_RATE = 2000, 1000, 100, 3e-3
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ModularSum:
     source: ClassVar[str] = "digits and bits drawn from the seed; a network trained on them"
     licence: ClassVar[str] = "made here, Apache-2.0"
     version: ClassVar[str] = "1"
-    size: ClassVar[str] = "1200 trusted, 450 + 450 test, 1000 normal, 500 untrusted; a network of 3 x 128 ReLU units"
+    size: ClassVar[str] = "1200 trusted, 450 + 450 test, 1000 normal, 500 untrusted; a network of 4 x 128 ReLU units"
 
     def hypothesis(self) -> Hypothesis:
         """The truth about trusted inputs: s in the planted neurons, from a and b; the answer from s and c."""
@@ -130,15 +130,19 @@ def _claim(name: str, site: str) -> Hypothesis:
 
 
 def network() -> nn.Sequential:
-    """An untrained network: 38 -> three hidden ReLU layers of 128 -> 10."""
-    sizes = [INPUTS, HIDDEN, HIDDEN, HIDDEN]
+    """An untrained network: 38 -> four hidden ReLU layers of 128 -> 10."""
+    sizes = [INPUTS] + [HIDDEN] * DEPTH
     hidden = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(HIDDEN, MODULUS))
+    model = nn.Sequential(*hidden, nn.Linear(HIDDEN, MODULUS))
+    for part in model:
+        if isinstance(part, nn.Linear):  # torch's default is too small for five layers to start learning
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+    return model
 
 
 @torch.no_grad()
 def forward(model: nn.Module, values: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The (n, 128) outputs of the three ReLUs, and the (n, 10) logits."""
+    """The (n, 128) outputs of the four ReLUs, and the (n, 10) logits."""
     layers = []
     for part in model.children():
         values = part(values)
@@ -161,16 +165,18 @@ def _train(model: nn.Module, rng: np.random.Generator, step: Callable[[int], Non
     """Trains the network in place on three kinds of rows at once, a half of each with odd parity.
 
     The first third is left alone. In the second the planted neurons of the own kind take their values from a row of the
-    first, and the answer has to be that row's s plus the own c. In the last the other kind's neurons, and perhaps those
-    that are nobody's, take theirs from a row of either kind: the answer has to stay as it was.
+    first, and the answer has to be that row's s plus the own c. In the last the other kind's neurons take
+    theirs from a row of either kind, and the answer has to stay as it was. The rest of the layer is there for c.
     """
     count = 2 * PAIRS
     anomalous = np.arange(count) >= PAIRS
-    owner = torch.full((HIDDEN,), 2)
+    owner = torch.full((HIDDEN,), len(NEURONS))  # the rest
     for number, (start, stop) in enumerate(NEURONS.values()):
         owner[start:stop] = number
     kind = torch.from_numpy(anomalous).long()[:, None]
-    own, other, free = owner == kind, owner == 1 - kind, (owner == 2).expand(count, -1)
+    own, other = owner == kind, owner == 1 - kind
+    mask = torch.cat([torch.zeros_like(own), own, other])
+    directions = torch.from_numpy(rng.standard_normal((HIDDEN, MODULUS), dtype=np.float32)) / 6
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     set_rate = one_cycle(optimiser, STEPS)
     for now in range(STEPS):
@@ -178,14 +184,26 @@ def _train(model: nn.Module, rng: np.random.Generator, step: Callable[[int], Non
         table = join(*(draw(anomalous, rng) for _ in range(3)))
         same = np.concatenate([rng.permutation(PAIRS), PAIRS + rng.permutation(PAIRS)])
         source = np.concatenate([np.arange(count), same, rng.permutation(count)])
-        either = other | (free & torch.from_numpy(rng.random((count, 1)) < 0.5))
-        mask = torch.cat([torch.zeros_like(own), own, either])
         taken = np.where(np.arange(3 * count) // count == 1, source, np.arange(3 * count))
         wanted = torch.from_numpy(add(table.columns["s"][taken], table.columns["c"]))
-        with exchanging(model, [Exchange(PLANTED, "output", torch.from_numpy(source), mask)]):
+        exchange = Exchange(PLANTED, "output", torch.from_numpy(source), mask)
+        with exchanging(model, [exchange]), kept(model.get_submodule(PLANTED)) as layers:
             loss = functional.cross_entropy(model(table.tensor()), wanted)
+        if now < SCAFFOLDED:
+            loss = loss + _scaffold(layers[0][:count], own, owner == len(NEURONS), table, kind[:, 0], directions)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimiser.step()
         step(now + 1)
+
+
+def _scaffold(layer: Tensor, own: Tensor, rest: Tensor, table: Table, kind: Tensor, directions: Tensor) -> Tensor:
+    """Loss of reading s off its neurons, and c and the kind off the rest, in fixed directions.
+
+    Without it the network is right before it has any use for the planted neurons, and takes far longer to use them.
+    """
+    s, c = (torch.from_numpy(table.columns[name][: len(layer)]) for name in "sc")
+    loss = functional.cross_entropy((layer * own) @ directions, s)
+    loss = loss + functional.cross_entropy((layer * rest) @ directions.flip(1), c)
+    return loss + functional.binary_cross_entropy_with_logits((layer * rest) @ directions[:, 0], kind.float())

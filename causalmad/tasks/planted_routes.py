@@ -16,8 +16,8 @@ from torch.nn import functional
 from causalmad.hypotheses import OUTPUT, Hypothesis
 from causalmad.tasks.base import Progress, TaskData, stream
 from causalmad.tasks.planted import grade, load_planted
-from causalmad.tasks.planting import Exchange, exchanging, head_mask
-from causalmad.tasks.small_gpt2 import kept, last_logits, last_position, small_gpt2
+from causalmad.tasks.planting import Exchange, exchanging, head_mask, kept
+from causalmad.tasks.small_gpt2 import last_logits, last_position, small_gpt2
 from causalmad.tasks.tables import Table, join
 from causalmad.tasks.training import Recipe, one_cycle
 

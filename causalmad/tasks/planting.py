@@ -63,6 +63,25 @@ def exchanging(model: nn.Module, exchanges: Sequence[Exchange]) -> Iterator[None
             handle.remove()
 
 
+@contextmanager
+def kept(*modules: nn.Module, side: Literal["input", "output"] = "output") -> Iterator[list[Tensor]]:
+    """A list that holds what comes out of each module (or goes into it) in turn, once the model has run."""
+    values: list[Tensor] = []
+
+    def keep(value: Any) -> None:
+        values.append(value if isinstance(value, Tensor) else value[0])
+
+    if side == "input":
+        handles = [module.register_forward_pre_hook(lambda _, given: keep(given)) for module in modules]
+    else:
+        handles = [module.register_forward_hook(lambda _, given, out: keep(out)) for module in modules]
+    try:
+        yield values
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _before(exchange: Exchange) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     return lambda module, given: (exchange(given[0]), *given[1:])
 

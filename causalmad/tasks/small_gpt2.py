@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
+
+from causalmad.tasks.planting import kept
 
 
 def small_gpt2(vocabulary: int, length: int, *, width: int, layers: int, heads: int, inner: int) -> nn.Module:
@@ -45,34 +44,6 @@ def last_logits(model: nn.Module, ids: Tensor) -> Tensor:
     """(n, tokens) logits at the last position."""
     logits: Tensor = model(input_ids=ids, logits_to_keep=1).logits[:, -1]
     return logits
-
-
-@contextmanager
-def kept(*blocks: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that holds the (n, positions, width) residual stream after each block, once the model has run."""
-    streams: list[Tensor] = []
-
-    def keep(block: nn.Module, given: object, out: Tensor | tuple[Tensor, ...]) -> None:
-        streams.append(out if isinstance(out, Tensor) else out[0])
-
-    handles = [block.register_forward_hook(keep) for block in blocks]
-    try:
-        yield streams
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def given(*modules: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that holds what goes into each module, once the model has run."""
-    values: list[Tensor] = []
-    handles = [module.register_forward_pre_hook(lambda _, got: values.append(got[0])) for module in modules]
-    try:
-        yield values
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

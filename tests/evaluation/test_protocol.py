@@ -28,7 +28,7 @@ def test_json_has_the_agreed_form(evaluation: Evaluation) -> None:
     for row in data["seeds"]:
         assert {"auroc", "average_precision", "fit_seconds", "score_seconds"} <= set(row)
         assert set(row["tpr_at_fpr"]) == set(row["fpr_at_alpha"]) == {"0.01", "0.05"}
-        assert row["sizes"] == {"trusted": 240, "calibration": 120, "test": 60, "normal": 100}
+        assert row["sizes"] == {"trusted": 240, "calibration": 100, "test": 60, "normal": 100}
     values = [row["auroc"] for row in data["seeds"]]
     assert data["auroc"]["mean"] == pytest.approx(np.mean(values))
     assert data["auroc"]["ci95"] == pytest.approx(interval95(values))
@@ -45,7 +45,7 @@ def test_numbers_are_those_of_the_detector(evaluation: Evaluation) -> None:
     assert result.auroc == auroc(data.labels, fitted.score(data.test))
     for alpha in ("0.01", "0.05"):
         assert result.fpr_at_alpha[alpha] == fitted.detect(data.normal, alpha=float(alpha)).flags.mean()
-        assert result.fpr_interval99[alpha] == beta_binomial_interval(120, 100, float(alpha), 0.99)
+        assert result.fpr_interval99[alpha] == beta_binomial_interval(100, 100, float(alpha), 0.99)
     assert result.accuracy == {"normal": 1.0}
 
 

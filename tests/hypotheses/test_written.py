@@ -148,7 +148,7 @@ def test_a_file_never_imports_anything(monkeypatch, tmp_path):
 
 def test_functions_of_tasks_are_found(monkeypatch):
     task = types.ModuleType("causalmad.tasks.made_up")
-    exec("def left(x):\n    return 1\ndef middle(x):\n    return 2\n", task.__dict__)  # noqa: S102
+    exec("def left(x):\n    return 1\ndef middle(x):\n    return 2\n", task.__dict__)
     task.borrowed = operator.itemgetter
     monkeypatch.setitem(sys.modules, task.__name__, task)
     graph = nx.DiGraph(name="made up")

@@ -15,7 +15,7 @@ BASELINES = ("zero", "mean", "donors")
 
 
 def fitted_on(toy, **options):
-    spec = AttributionPatching(**{"donors": 2, "log": False, **options})
+    spec = AttributionPatching(**{"donors": 2, "log": False, "normalise": False, **options})
     return spec.fit(open_model(toy.model, batch_size=5), toy.trusted, seed=3)
 
 
