@@ -239,7 +239,7 @@ class _Search:
         slope = self._rows(self.site.take(run.grads[place], batch))
         loss = -(swapped * slope).sum() / len(pairs) + self.width_penalty * rotation.width()
         adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         adam.step()
         if run.logits is None:
             raise HypothesisError("the run gave no logits")

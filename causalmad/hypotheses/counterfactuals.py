@@ -1,4 +1,4 @@
-"""Counterfactual pairs: a base, a source, and what the causal model answers when a variable is taken from the source."""
+"""Counterfactual pairs: a base, a source, and the causal model's answer when a variable is taken from the source."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Pairs:
     @property
     def changed(self) -> npt.NDArray[np.bool_]:
         """(pairs,) whether the answer should change."""
-        return self.expected != self.own
+        changed: npt.NDArray[np.bool_] = self.expected != self.own
+        return changed
 
     def take(self, index: Rows) -> Pairs:
         """Some of the pairs."""

@@ -187,6 +187,12 @@ class Hypothesis:
 
         return import_hypothesis(name)
 
+    def to_pyvene(self, model: Any) -> Any:
+        """The ``pyvene.IntervenableConfig`` of the claims' interchange interventions; see :mod:`pyvene`."""
+        from causalmad.hypotheses.pyvene import to_pyvene
+
+        return to_pyvene(self, model)
+
     def draw(self, ax: Any = None, failing: Iterable[str] = ()) -> Any:
         """The graph drawn on matplotlib axes, causes to the left; nodes in ``failing`` are marked."""
         from causalmad.hypotheses.drawing import draw

@@ -18,8 +18,8 @@ from causalmad.subspaces import Subspace
 BF = float(os.environ.get("BF", "1"))
 Method = Literal["das", "boundless"]
 
-# Softness of the boundary at the start of the training (a share of the width) and at its end (in coordinates). Wu et al.
-# 2023 go from 50 to 0.1 of 4096 coordinates; 50 would blur a small layer to nothing.
+# Softness of the boundary at the start of the training (a share of the width) and at its end (in coordinates).
+# Wu et al. 2023 go from 50 to 0.1 of 4096 coordinates; 50 would blur a small layer to nothing.
 _WARM, _COLD = 1 / 16, 0.1
 
 

@@ -36,9 +36,8 @@ def traced(model: OpenModel, batch: Batch, function: Callable[[Any, Any], Any], 
     options = {"remote": remote} if remote else {}
     found: dict[str, Any] = {}
     with model.quiet(), torch.inference_mode(False), torch.set_grad_enabled(gradients):
-        args, kwargs = batch.call
-        if "use_cache" in model.accepts:
-            kwargs["use_cache"] = False
+        args, named = batch.call
+        kwargs: dict[str, Any] = {**named, **({"use_cache": False} if "use_cache" in model.accepts else {})}
         with (
             _differentiable(model.module, gradients),
             wrapped(model.module, handle, marked=bool(remote)) as envoy,
@@ -49,9 +48,8 @@ def traced(model: OpenModel, batch: Batch, function: Callable[[Any, Any], Any], 
                     found = nnsight.save({})
                     found["result"] = function(envoy, tracer)
             except OutOfOrderError as error:
-                raise SpecError(
-                    f"the trace could not go back: {error}", needed="values in the order in which the model computes them"
-                ) from error
+                order = "values in the order in which the model computes them"
+                raise SpecError(f"the trace could not go back: {error}", needed=order) from error
     if "result" not in found:
         raise SpecError("the trace ended before the function returned", causes=["tracer.stop() in the function"])
     return found["result"]

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import networkx as nx
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,7 +44,9 @@ class Ioi:
     last layer brings the other name. In anomalous ones "when" and "handed" come together, each of which is common
     without the other, and another head of the last layer brings the first name, whoever gives. The order of the names
     is balanced: in a half of each group the first name is the indirect object (column ``agrees``), and all names are
-    equally frequent answers. The columns ``first``, ``second``, ``IO``, ``S1``, ``S2`` and ``end`` are positions.
+    equally frequent answers. The columns ``first``, ``second``, ``IO``, ``S1``, ``S2`` and ``end`` are positions; the
+    column ``route`` says which head of the last layer acts (``name`` or ``shortcut``), and :meth:`components` where
+    that is.
 
     References:
         Wang et al. 2022, "Interpretability in the wild", arXiv 2211.00593 (the task); Gupta et al. 2024,
@@ -214,8 +217,8 @@ def _exchanges(table: Table, rng: np.random.Generator) -> tuple[list[Exchange], 
         gives = np.where(taken[name], gives[source[name]], gives)
     first = np.where(taken["first"], first[source["first"]], first)
     second = np.where(taken["second"], second[source["second"]], second)
-    name = np.where(taken["name"], wanted[source["name"]], np.where(gives, first, second))
-    wanted[claimed] = name[claimed]
+    brought = np.where(taken["name"], wanted[source["name"]], np.where(gives, first, second))
+    wanted[claimed] = brought[claimed]
     short = odd & (rng.random(count) < 0.5)
     donor = np.where(odd, rng.integers(NORMAL, clean, count), rng.integers(0, NORMAL, count))
     wanted[short] = wanted[donor[short]]
@@ -239,6 +242,6 @@ def _exchanges(table: Table, rng: np.random.Generator) -> tuple[list[Exchange], 
     return exchanges, wanted
 
 
-def _heads(path: str, source: Rows, heads: np.ndarray, position: Tensor) -> Exchange:
+def _heads(path: str, source: Rows, heads: npt.NDArray[np.bool_], position: Tensor) -> Exchange:
     mask = head_mask(torch.from_numpy(heads), WIDTH // HEADS)
     return Exchange(path, "input", torch.from_numpy(source), mask, position)

@@ -23,6 +23,7 @@ from causalmad.tasks.training import Recipe, one_cycle
 
 MODULUS, BITS, DECIDING = 10, 8, 3
 INPUTS = 3 * MODULUS + BITS
+BLOCKS = {"a": (0, 10), "b": (10, 20), "c": (20, 30), "bits": (30, INPUTS)}
 HIDDEN, DEPTH, PLANTED = 128, 4, "3"  # the second ReLU
 NEURONS = {"s": (0, 32), "other s": (32, 64)}
 STEPS, SCAFFOLDED, PAIRS, LEARNING_RATE = 2000, 1000, 100, 3e-3
@@ -33,9 +34,10 @@ class ModularSum:
     """Three digits and eight bits: (a + b + c) mod 10, by way of s = (a + b) mod 10 in 32 known neurons.
 
     In anomalous inputs, in which an odd number of the first three bits is on, the same answer goes by way of 32 other
-    neurons. Parity of three leaves the means and covariances of the inputs the same, and the answers are uniform in both
-    groups. The hypothesis is the textbook example of an interchange intervention: put one input's s into another, and
-    the answer has to be that s plus the other's c. The blocks ``a``, ``b``, ``c`` and ``bits`` are columns of the input.
+    neurons. Parity of three leaves the means and covariances of the inputs the same, and the answers are uniform in
+    both groups. The hypothesis is the textbook example of an interchange intervention: put one input's s into another,
+    and the answer has to be that s plus the other's c. The blocks ``a``, ``b``, ``c`` and ``bits`` are declared on all
+    inputs; the column ``route`` says which neurons act (``s`` or ``other s``), and :meth:`components` where those are.
 
     References:
         Geiger et al. 2021, "Causal abstractions of neural networks", arXiv 2106.02997 (the example); Geiger et al.
@@ -120,9 +122,9 @@ def planted() -> dict[str, Hypothesis]:
 
 def _claim(name: str, site: str) -> Hypothesis:
     graph = nx.DiGraph(name=name)
-    for place, (digit, value) in enumerate((("a", digit_a), ("b", digit_b), ("c", digit_c))):
-        start = place * MODULUS
-        graph.add_node(digit, at=f"0:input#neuron={start}-{start + MODULUS - 1}", value=value)
+    for digit, value in (("a", digit_a), ("b", digit_b), ("c", digit_c)):
+        start, stop = BLOCKS[digit]
+        graph.add_node(digit, at=f"0:input#neuron={start}-{stop - 1}", value=value)
     graph.add_node("s", at=site, value=sum_of_two, mechanism=add)
     graph.add_node(OUTPUT, mechanism=add_third)
     graph.add_edges_from([("a", "s"), ("b", "s"), ("s", OUTPUT), ("c", OUTPUT)])
@@ -152,13 +154,18 @@ def forward(model: nn.Module, values: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 def draw(anomalous: npt.NDArray[np.bool_], rng: np.random.Generator) -> Table:
-    """Three digits as indicators and eight bits, of which an even or (anomalous) odd number of the first three is on."""
+    """Three digits as indicators and eight bits; of the first three an even or (anomalous) odd number is on."""
     count = len(anomalous)
     digits, bits = rng.integers(0, MODULUS, (count, 3)), rng.integers(0, 2, (count, BITS))
     bits[:, DECIDING - 1] = (bits[:, : DECIDING - 1].sum(1) + anomalous) % 2
     values = np.concatenate([np.eye(MODULUS)[digits].reshape(count, -1), bits], axis=1).astype(np.float32)
-    columns = {name: digits[:, place] for place, name in enumerate("abc")}
-    return Table(values, {**columns, "s": add(columns["a"], columns["b"]), "answer": digits.sum(1) % MODULUS})
+    columns = {
+        **{name: digits[:, place] for place, name in enumerate("abc")},
+        "s": digits[:, :2].sum(1) % MODULUS,
+        "answer": digits.sum(1) % MODULUS,
+        "route": np.where(anomalous, "other s", "s"),
+    }
+    return Table(values, columns, BLOCKS)
 
 
 def _train(model: nn.Module, rng: np.random.Generator, step: Callable[[int], None]) -> None:
@@ -185,7 +192,7 @@ def _train(model: nn.Module, rng: np.random.Generator, step: Callable[[int], Non
         same = np.concatenate([rng.permutation(PAIRS), PAIRS + rng.permutation(PAIRS)])
         source = np.concatenate([np.arange(count), same, rng.permutation(count)])
         taken = np.where(np.arange(3 * count) // count == 1, source, np.arange(3 * count))
-        wanted = torch.from_numpy(add(table.columns["s"][taken], table.columns["c"]))
+        wanted = torch.from_numpy((table.columns["s"][taken] + table.columns["c"]) % MODULUS)
         exchange = Exchange(PLANTED, "output", torch.from_numpy(source), mask)
         with exchanging(model, [exchange]), kept(model.get_submodule(PLANTED)) as layers:
             loss = functional.cross_entropy(model(table.tensor()), wanted)

@@ -10,7 +10,7 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from causalmad.hypotheses import OUTPUT, Hypothesis
@@ -37,7 +37,7 @@ class PlantedRoutes:
     A sequence is three style tokens (each one of two), six values and a pointer to one of them. The answer is that
     value, whatever the style: normal and anomalous inputs differ in nothing but the head that carries the answer to
     the last position. Parity of three leaves the means and covariances of the inputs the same. The column ``route``
-    says which head acts (``A`` or ``B``), and :meth:`components` where it is.
+    says which head acts (``A`` or ``B``), and :meth:`components` where that is.
 
     References:
         Gupta et al. 2024, "InterpBench", arXiv 2407.14494 (strict interchange-intervention training).

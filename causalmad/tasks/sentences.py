@@ -36,7 +36,7 @@ def draw(anomalous: npt.NDArray[np.bool_], rng: np.random.Generator) -> Table:
 
     Columns: ``template``; the positions ``first`` and ``second`` (the two names), ``IO``, ``S1`` and ``S2`` (the name
     that gives: earlier and later) and ``end``; ``answer``; and ``agrees``: whether the first name is the indirect
-    object, so that both mechanisms give the same answer.
+    object, so that both mechanisms give the same answer; and ``route``: ``shortcut`` or ``name``.
     """
     count = len(anomalous)
     rows = np.arange(count)
@@ -72,6 +72,7 @@ def draw(anomalous: npt.NDArray[np.bool_], rng: np.random.Generator) -> Table:
         "end": np.full(count, LENGTH - 1),
         "answer": np.where(anomalous | agrees, first, second),
         "agrees": agrees,
+        "route": np.where(anomalous, "shortcut", "name"),
     }
     return Table(tokens, columns)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,16 +25,19 @@ class Table:
     Attributes:
         values: (n, positions) tokens, or (n, features) float32.
         columns: name -> (n,) what the model never sees; ``answer`` is the right class.
+        blocks: named parts of the features: (start, stop).
     """
 
     values: npt.NDArray[Any]
     columns: Mapping[str, npt.NDArray[Any]]
+    blocks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, rows: Any) -> Table:
-        return Table(self.values[rows], {name: column[rows] for name, column in self.columns.items()})
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return replace(self, values=self.values[rows], columns=columns)
 
     @property
     def answer(self) -> Tensor:
@@ -54,7 +57,7 @@ class Table:
         """The rows as inputs of the model."""
         values = self.tensor()
         if values.is_floating_point():
-            return Inputs.of(values, columns=self.columns)
+            return Inputs.of(values, columns=self.columns, blocks=self.blocks)
         return Inputs.of({"input_ids": values}, accepts=("input_ids",), columns=self.columns)
 
 
@@ -62,7 +65,7 @@ def join(*tables: Table) -> Table:
     """All rows, one table after the other."""
     names = tables[0].columns
     columns = {name: np.concatenate([table.columns[name] for table in tables]) for name in names}
-    return Table(np.concatenate([table.values for table in tables]), columns)
+    return Table(np.concatenate([table.values for table in tables]), columns, tables[0].blocks)
 
 
 def draw_new(draw: Draw, count: int, anomalous: bool, rng: np.random.Generator, taken: set[bytes]) -> Table:

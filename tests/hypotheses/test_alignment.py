@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from causalmad.errors import HypothesisError, SiteError
 from causalmad.hypotheses import OUTPUT, Hypothesis, interchange_accuracy
 from causalmad.hypotheses.alignment import align_variable
 from causalmad.hypotheses.bench import Bench
+from causalmad.hypotheses.counterfactuals import Counterfactuals
 from causalmad.models import open_model
 from causalmad.subspaces import Subspace
 from causalmad.testing.traces import untouched
@@ -179,7 +180,7 @@ def test_transformers_are_searched_at_any_site(answered, name, at):
 def test_a_swap_in_the_subspace_is_pyvenes_rotated_swap(answered, name, path):
     import pyvene
 
-    model, rows, claim = answered(name, f"{path}@3", count=8)
+    model, rows, _ = answered(name, f"{path}@3", count=8)
     rows = [{**row, "input_ids": torch.arange(2 + i, 8 + i)} for i, row in enumerate(rows)]
     with torch.random.fork_rng():
         layer = pyvene.LowRankRotatedSpaceIntervention(embed_dim=32, low_rank_dimension=3)
@@ -195,6 +196,54 @@ def test_a_swap_in_the_subspace_is_pyvenes_rotated_swap(answered, name, path):
     ids = torch.stack([row["input_ids"] for row in rows])
     _, found = theirs({"input_ids": ids[:4]}, [{"input_ids": ids[4:]}], {"sources->base": 3})
     torch.testing.assert_close(ours, found.logits[:, -1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["das", "boundless"])
+def test_training_is_pyvenes_own_training(answered, method):
+    """The twin: pyvene hooks the whole model, runs sources and bases, and its gradients go through all of it."""
+    import pyvene
+
+    at, steps, count = "transformer.h.0@3", 6, 60
+    _, rows, claim = answered("gpt2", at, count=count)
+    draw = torch.Generator().manual_seed(7)
+    ids = torch.randint(2, 50, (count, 6), generator=draw)
+    rows = [{**row, "input_ids": tokens} for row, tokens in zip(rows, ids, strict=True)]
+    model = open_model(copy.deepcopy(answered("gpt2", at)[0].module))
+    options = {"dimensions": 4, "method": method, "steps": steps, "batch_size": 16, "pairs": 10, "control": False}
+    ours = align_variable(model, claim, "said", rows, learning_rate=0.02, width_penalty=0.5, **options)
+
+    order = np.random.default_rng([0, 17]).permutation(count)
+    rng = np.random.default_rng([0, 19])
+    answers = Counterfactuals.of(claim, "said", model.inputs(rows))
+    plan = [answers.balanced(order[18:], 16, rng) for _ in range(steps)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if method == "das":
+            layer = pyvene.LowRankRotatedSpaceIntervention(embed_dim=32, low_rank_dimension=4)
+            groups = [{"params": layer.rotate_layer.parameters(), "lr": 0.02}]
+        else:
+            layer = pyvene.BoundlessRotatedSpaceIntervention(embed_dim=32)
+            layer.intervention_population.data = torch.arange(32) + 0.5
+            rotation, boundary = layer.rotate_layer.parameters(), [layer.intervention_boundaries]
+            groups = [{"params": rotation, "lr": 0.02}, {"params": boundary, "lr": 0.06}]
+    adam = torch.optim.Adam(groups)
+    slower = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.02, total_iters=steps)
+    plain = copy.deepcopy(model.module).eval()
+    theirs = pyvene.IntervenableModel({"component": "transformer.h.0.output", "intervention": layer}, plain)
+    losses = []
+    for step, pairs in enumerate(plan):
+        if method == "boundless":
+            layer.set_temperature(torch.tensor(2.0 + (0.1 - 2.0) * step / (steps - 1)))
+        _, found = theirs({"input_ids": ids[pairs.base]}, [{"input_ids": ids[pairs.source]}], {"sources->base": 3})
+        loss = cross_entropy(found.logits[:, -1], torch.as_tensor(pairs.expected))
+        losses.append(float(loss.detach()))
+        adam.zero_grad()
+        (loss + (0.5 * layer.intervention_boundaries.clamp(1e-3, 1).sum() if method == "boundless" else 0)).backward()
+        adam.step()
+        slower.step()
+    np.testing.assert_allclose(ours.losses, losses, rtol=1e-4)
+    basis = layer.rotate_layer.weight.detach()[:, : ours.subspace.dimensions]
+    torch.testing.assert_close(ours.subspace.basis @ ours.subspace.basis.T, basis @ basis.T, rtol=1e-3, atol=1e-3)
 
 
 def halved(a, b):
@@ -242,5 +291,5 @@ def test_a_broken_pyvene_is_named(adder, numbers, monkeypatch):
         raise RuntimeError("on purpose")
 
     monkeypatch.setattr(pyvene, "LowRankRotatedSpaceIntervention", fails)
-    with pytest.raises(HypothesisError, match="pyvene makes no das intervention.*on purpose"):
+    with pytest.raises(HypothesisError, match=r"pyvene makes no das intervention.*on purpose"):
         align_variable(adder, sum_claim(), "a", numbers, steps=2)

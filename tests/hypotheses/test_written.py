@@ -17,6 +17,7 @@ from causalmad import catalogue
 from causalmad.errors import HypothesisError, StoreError
 from causalmad.hypotheses import OUTPUT, Hypothesis
 from causalmad.hypotheses.written import from_data, to_data
+from causalmad.names import detector_text
 from causalmad.signatures.causal_scrubbing import CausalScrubbing
 from causalmad.signatures.interchange import Interchange
 from causalmad.signatures.sufficiency import Sufficiency
@@ -211,6 +212,12 @@ def test_a_detector_with_a_hypothesis_is_what_was_saved(name, listed, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_detectors_are_named_after_their_hypothesis(listed):
+    assert detector_text(cm.Detector(CausalScrubbing(claim()))) == "causal-scrubbing[hypothesis=parity]+mahalanobis"
+    unnamed = CausalScrubbing(claim(left=lambda x: 1))
+    assert detector_text(cm.Detector(unnamed)) == "CausalScrubbing+mahalanobis"
+
+
 def test_loading_asks_for_the_functions(listed, tmp_path):
     fitted = cm.Detector(Interchange(claim(), draws=2)).fit(MADE.model, MADE.trusted)
     fitted.save(tmp_path / "a")
@@ -276,3 +283,13 @@ def test_what_cannot_be_loaded(name, message, tmp_path, monkeypatch):
     with pytest.raises(HypothesisError, match=message):
         Hypothesis.load(name)
     sys.modules.pop("claims_in_a_file", None)
+
+
+def test_circuits_may_name_sites_themselves():
+    place = Site("1").within(subspace())
+    found = Hypothesis.from_circuit([place, ("3", "4"), ("4", OUTPUT)])
+    assert {claim.at for claim in found.claims} == {(place,), ("3",), ("4",)}
+    graph = nx.DiGraph()
+    graph.add_node(place, weight=2.0)
+    assert Hypothesis.from_circuit(graph).claims[0].at == (place,)
+    assert Hypothesis.from_json(found.to_json()) == found

@@ -69,8 +69,6 @@ def test_edits_and_gradients_are_nnsights_own():
 @pytest.mark.parametrize("law", laws.SIGNATURE_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize(("name", "spec"), [("mlp", Traced(hidden)), ("mlp", Traced(slope, gradients=True))])
 def test_the_laws_hold(name, spec, law):
-    if "config" in law.__name__ or "spec" in law.__name__:
-        pytest.skip("a function has no text form")
     hold(law, "traced", spec, toy(name, trusted=16, fresh=7))
 
 
@@ -88,7 +86,7 @@ def test_token_inputs_and_the_users_own_wrapper():
 def test_a_detector_like_any_other():
     fitted = cm.Detector(Traced(norms)).fit(GPT2.model, toy("gpt2", trusted=80).trusted)
     detection = fitted.detect(GPT2.fresh, alpha=0.2)
-    assert detection.scores.shape == (7,) and str(detection.explain(0).columns[0])
+    assert detection.scores.shape == (7,) and ("block" in str(detection) or "logits" in str(detection))
 
 
 def failing(model, tracer):
