@@ -4,5 +4,9 @@ from .base import Column as Column
 from .base import FittedSignature as FittedSignature
 from .base import Signature as Signature
 from .base import Signatures as Signatures
+from .causal_scrubbing import CausalScrubbing as CausalScrubbing
+from .interchange import Interchange as Interchange
 from .path_patching import PathPatching as PathPatching
 from .resampling_profile import ResamplingProfile as ResamplingProfile
+from .sufficiency import Sufficiency as Sufficiency
+from .traced import Traced as Traced

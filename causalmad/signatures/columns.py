@@ -71,6 +71,11 @@ def by_place(name: str, effects: Floats, units: tuple[str, ...], sites: tuple[st
     return Reduced(tuple(columns), placed)
 
 
+def total(name: str, effects: Floats) -> Reduced:
+    """One column: the sum over all units of (n, units) effects, NaN where an input has no such unit."""
+    return Reduced((Column(f"{name} sum", unit="sum", block=name),), np.nansum(effects, axis=1)[:, None])
+
+
 def join(parts: list[Reduced]) -> Reduced:
     """All columns beside each other."""
     columns = tuple(column for part in parts for column in part.columns)

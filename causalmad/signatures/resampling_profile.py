@@ -22,7 +22,7 @@ from causalmad.signatures.base import (
     require_inputs,
     signatures,
 )
-from causalmad.signatures.columns import Reduced, by_place, by_rank, join, scales_of, signed_log
+from causalmad.signatures.columns import Reduced, by_place, by_rank, join, scales_of, signed_log, total
 from causalmad.signatures.effects import Effects, Resampler
 from causalmad.signatures.units import Group, groups, groups_from_data, groups_to_data
 from causalmad.targets import Readout, Target, TopMargin, as_target
@@ -49,7 +49,9 @@ class ResamplingProfile:
             only move which unit matters; ``both`` keeps both, since either form is blind to what the other sees.
         top: how many ranks are kept.
 
-    Columns are signed logarithms, log(1 + |effect| / s) with s the median size on trusted inputs.
+    Columns are the effects' means over the donors, and for each kind of unit and effect one column with the standard
+    deviations over the donors, added up over the units; all as signed logarithms, log(1 + |effect| / s) with s the
+    median size on trusted inputs.
 
     References:
         Resample ablation: Chan et al. 2022, "Causal scrubbing". Interchange: Geiger et al. 2021, arXiv 2106.02997.
@@ -137,7 +139,11 @@ class FittedResamplingProfile:
         with self.model.quiet():
             for group in self.groups:
                 found = self._effects(resampler, inputs, which, group)
-                parts += [self._columns(f"{group.name} {name}", values, group) for name, values in found.items()]
+                for name, values in found.items():
+                    # The spread of a few draws is mostly noise: it is kept as a whole, not for every unit.
+                    whole = name.endswith(" sd")
+                    title = f"{group.name} {name}"
+                    parts.append(total(title, values) if whole else self._columns(title, values, group))
         return join(parts)
 
     def _effects(

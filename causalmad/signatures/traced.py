@@ -51,11 +51,11 @@ class Traced:
         ['middle[0]', 'middle[1]', 'middle[2]', 'logits[0]', 'logits[1]']
     """
 
-    function: Traceable
+    function: Traceable | None = None
     gradients: bool = False
 
     def __post_init__(self) -> None:
-        if not callable(self.function):
+        if self.function is not None and not callable(self.function):
             raise SpecError(
                 f"function={self.function!r} is not a function",
                 needed="function(model, tracer) that returns a tensor or a dictionary of tensors",
@@ -71,13 +71,18 @@ class Traced:
                 values in another order than they are computed. Its own errors stay what they are.
         """
         require_inputs(trusted)
-        raw = FittedTraced(self, model, ())
+        raw = FittedTraced(self, model, self._code(), ())
         (batch,) = model.batches(trusted[:1])
-        return FittedTraced(self, model, tuple(_columns(raw.trace(batch))))
+        return FittedTraced(self, model, raw.function, tuple(_columns(raw.trace(batch))))
 
     def restore(self, model: OpenModel, state: State) -> FittedTraced:
         """The fitted signature that wrote ``state``."""
-        return FittedTraced(self, model, columns_from_data(state.data["columns"]))
+        return FittedTraced(self, model, self._code(), columns_from_data(state.data["columns"]))
+
+    def _code(self) -> Traceable:
+        if self.function is None:
+            raise SpecError("traced without a function", needed="your own code", tries=["Traced(function)"])
+        return self.function
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +91,7 @@ class FittedTraced:
 
     spec: Traced
     model: OpenModel
+    function: Traceable
     columns: tuple[Column, ...]
 
     def __call__(self, inputs: Any) -> Signatures:
@@ -100,7 +106,7 @@ class FittedTraced:
                 if here != names:
                     other = next((name for name in [*here, *names] if (name in here) != (name in names)), here[:1])
                     raise SpecError(
-                        f"{_name(self.spec.function)} gave {len(here)} columns for this batch and {len(names)} before; "
+                        f"{_name(self.function)} gave {len(here)} columns for this batch and {len(names)} before; "
                         f"{other!r} is in one of them only",
                         needed="the same tensors for every input, whatever its length",
                         tries=["read one position, such as [:, -1]", "a mean over positions"],
@@ -117,8 +123,8 @@ class FittedTraced:
         """Name -> (batch, ...) tensor, as the function returned them."""
         from causalmad.models.traces import traced
 
-        name = _name(self.spec.function)
-        result = traced(self.model, batch, self.spec.function, self.spec.gradients)
+        name = _name(self.function)
+        result = traced(self.model, batch, self.function, self.spec.gradients)
         found = dict(result) if isinstance(result, Mapping) else {name: result}
         for key, value in found.items():
             if not isinstance(value, Tensor) or not value.ndim or len(value) != len(batch):

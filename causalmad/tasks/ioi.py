@@ -33,6 +33,7 @@ from causalmad.tasks.training import Recipe, one_cycle
 WIDTH, LAYERS, HEADS, INNER = 48, 3, 4, 96
 CIRCUIT, SHORTCUT = 0, 3  # heads
 STEPS, SCAFFOLDED, NORMAL, ANOMALOUS, LEARNING_RATE = 800, 400, 40, 20, 3e-3
+SMOOTHING = 0.03  # of the answers, so that all are given with one margin and not with ever larger ones
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,9 @@ def _train(model: nn.Module, rng: np.random.Generator, step: Callable[[int], Non
         exchanges, wanted = _exchanges(table, rng)
         watched = [model.get_submodule(f"transformer.h.{layer}.attn.c_proj") for layer in (0, 1)]
         with exchanging(model, exchanges), kept(*watched, side="input") as values:
-            loss = functional.cross_entropy(last_logits(model, table.tensor()), torch.from_numpy(wanted))
+            loss = functional.cross_entropy(
+                last_logits(model, table.tensor()), torch.from_numpy(wanted), label_smoothing=SMOOTHING
+            )
         if now < SCAFFOLDED:
             loss = loss + _scaffold(values, table, directions)
         optimiser.zero_grad()

@@ -7,16 +7,19 @@ from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
+from causalmad.errors import TaskError
 from causalmad.hypotheses import Hypothesis, interchange_accuracy
 from causalmad.tasks.base import Progress, Task, TaskData, describe_card, stream
 from causalmad.tasks.controls import control_scores
-from causalmad.tasks.matching import margins, matched_test
-from causalmad.tasks.tables import Draw, draw_new, join
+from causalmad.tasks.matching import FEWEST, margins
+from causalmad.tasks.tables import Draw, Rows, draw_new, join
 from causalmad.tasks.training import Recipe, trained
 
-TRUSTED, NORMAL, UNTRUSTED, TEST, CANDIDATES, GRADED = 1200, 1000, 500, 450, 1500, 2000
+TRUSTED, NORMAL, UNTRUSTED, TEST, CANDIDATES, GRADED = 1200, 1000, 500, 450, 3000, 2000
+BINS = 12  # of margins, for every answer
 
 Forward: TypeAlias = Callable[[nn.Module, Tensor], tuple[list[Tensor], Tensor]]
 """Activations of each layer, (n, width), and logits, (n, classes)."""
@@ -56,7 +59,8 @@ def load_planted(
     model, made = trained(recipe, seed, progress)
 
     sure = margins(forward(model, candidates.tensor())[1])
-    chosen, labels = matched_test(sure, CANDIDATES, TEST, rng)
+    odd_ones = np.arange(len(sure)) >= CANDIDATES
+    chosen, labels = matched_by_answer(sure, candidates.columns["answer"], odd_ones, TEST, rng)
     test = candidates[chosen]
     layers = zip(*(forward(model, part.tensor())[0] for part in (trusted, test)))
     controls = control_scores(labels, sure[chosen], (trusted.raw(), test.raw()), list(layers))
@@ -73,6 +77,51 @@ def load_planted(
         describe_card(task, made, controls=controls, **card),
         hypothesis,
     )
+
+
+def matched_by_answer(
+    sure: npt.NDArray[np.float64],
+    answers: Rows,
+    anomalous: npt.NDArray[np.bool_],
+    count: int,
+    rng: np.random.Generator,
+) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """Rows of a test set in random order, and its labels: for each answer, equal histograms of margins.
+
+    Planted components leave each answer a margin of its own. Margins that match over all answers together would do so
+    at the cost of other answers in one kind than in the other.
+
+    Args:
+        sure: (n,) margins of the candidates.
+        answers: (n,) right classes; all are made equally frequent in both kinds, as far as there are pairs.
+        anomalous: (n,) which kind.
+        count: wanted of each kind, at most.
+        rng: chooses and shuffles.
+
+    Raises:
+        TaskError: when fewer than 250 of each kind can be matched.
+    """
+    pairs: list[tuple[int, float, int, int]] = []  # place in the queue of its answer, tie-breaker, rows
+    for answer in np.unique(answers):
+        rows = np.flatnonzero(answers == answer)
+        edges = np.quantile(sure[rows], np.linspace(0, 1, BINS + 1)[1:-1])
+        bins = np.searchsorted(edges, sure[rows], side="right")
+        found: list[tuple[int, int]] = []
+        for bin_ in range(BINS):
+            here = rng.permutation(rows[bins == bin_])
+            found += zip(here[~anomalous[here]].tolist(), here[anomalous[here]].tolist())
+        pairs += [(place, rng.random(), *found[which]) for place, which in enumerate(rng.permutation(len(found)))]
+    if len(pairs) < FEWEST:
+        raise TaskError(
+            f"only {len(pairs)} normal and anomalous test inputs have matching output margins",
+            needed=f"{FEWEST} of each",
+            causes=["the model is far surer of its answer on one of the two kinds"],
+            tries=["another seed"],
+        )
+    chosen = np.array([pair[2:] for pair in sorted(pairs)[:count]], dtype=np.int64)
+    both, labels = chosen.T.ravel(), np.repeat([False, True], len(chosen))
+    order = rng.permutation(len(both))
+    return both[order], labels[order]
 
 
 def grade(

@@ -28,6 +28,7 @@ WIDTH, LAYERS, HEADS, INNER = 32, 2, 4, 64
 PLANTED = "transformer.h.1.attn.c_proj"
 ROUTES = {"A": 0, "B": 3}
 STEPS, SCAFFOLDED, PAIRS, LEARNING_RATE = 900, 400, 32, 3e-3
+SMOOTHING = 0.03  # of the answers, so that all are given with one margin and not with ever larger ones
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _train(model: nn.Module, rng: np.random.Generator, step: Callable[[int], Non
             Exchange("transformer.h.1.mlp", "output", source, mlp, last),
         )
         with exchanging(model, exchanges), kept(model.get_submodule("transformer.h.0")) as streams:
-            loss = functional.cross_entropy(last_logits(model, table.tensor()), wanted)
+            loss = functional.cross_entropy(last_logits(model, table.tensor()), wanted, label_smoothing=SMOOTHING)
         if now < SCAFFOLDED:
             seen = streams[0][:, -1] @ directions
             loss = loss + functional.binary_cross_entropy_with_logits(seen, _style(table))

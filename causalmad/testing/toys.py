@@ -45,11 +45,25 @@ class Toy:
         return Hypothesis(graph)
 
     def ready(self, spec: Any) -> Any:
-        """A signature with what it cannot do without: a hypothesis, or a circuit where the sites have no roles."""
-        needs = {"hypothesis": self.hypothesis, "circuit": None if self.trusted.tokens else self.places}
+        """A signature with what it cannot do without: a hypothesis, a circuit where the sites have no roles, code."""
+        needs = {
+            "hypothesis": self.hypothesis,
+            "circuit": None if self.trusted.tokens else self.places,
+            "function": last_logits if self.trusted.tokens else outputs,
+        }
         options = {field.name for field in fields(spec)} if is_dataclass(spec) else set()
         missing = {name: value for name, value in needs.items() if name in options and getattr(spec, name) is None}
         return replace(spec, **missing) if missing else spec
+
+
+def outputs(model: Any, tracer: Any) -> Any:
+    """A user's own nnsight code: the output."""
+    return model.output
+
+
+def last_logits(model: Any, tracer: Any) -> Any:
+    """A user's own nnsight code: the logits at the last token, which is the last position when padded left."""
+    return model.output.logits[:, -1]
 
 
 def toy(name: str, trusted: int = 48, fresh: int = 12) -> Toy:
