@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from causalmad.calibration import Conformal
@@ -30,6 +31,37 @@ def parse_detector(text: str) -> Detector:
             tries=[f"{parts[0] or 'activations'}+mahalanobis", "causalmad list"],
         )
     return Detector(*(parse_spec(kind, part) for kind, part in zip(_PARTS, parts)))
+
+
+def with_hypothesis(detector: Detector, hypothesis: object | None, *, asked: bool = False) -> Detector:
+    """The detector with a hypothesis where its signature has none.
+
+    Args:
+        detector: stays as it is when its signature takes no hypothesis, or has one.
+        hypothesis: a task's own, or the one that was asked for; None changes nothing.
+        asked: whether it was asked for: then a signature that takes a circuit gets it as well, and one that takes
+            neither is an error.
+
+    Raises:
+        SpecError: when a hypothesis was asked for and the signature takes none.
+    """
+    signature: Any = detector.signature
+    names = ("hypothesis", "circuit") if asked else ("hypothesis",)
+    if hypothesis is None:
+        return detector
+    if is_dataclass(signature) and not isinstance(signature, type):
+        for name in names:
+            if any(field.name == name for field in fields(signature)):
+                if getattr(signature, name) is not None and not asked:
+                    return detector
+                claimed: Any = replace(signature, **{name: hypothesis})
+                return replace(detector, signature=claimed)
+    if asked:
+        raise SpecError(
+            f"{type(signature).__name__} takes no hypothesis",
+            tries=["causal-scrubbing+mahalanobis", "interchange+mahalanobis", "sufficiency+mahalanobis"],
+        )
+    return detector
 
 
 def detector_text(detector: Detector) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from causalmad.cli.claims import load_claim
 from causalmad.cli.console import progress, remark, show
 from causalmad.cli.files import STANDARD, require_file, write_lines
 from causalmad.cli.fit import Device, Model, Task
@@ -40,6 +41,10 @@ def detect(
     ] = None,
     model: Model = None,
     task: Task = None,
+    hypothesis: Annotated[
+        str | None,
+        typer.Option(help="The hypothesis it was fitted with, where that is code of yours.", metavar="MODULE:NAME"),
+    ] = None,
     alpha: Annotated[float, typer.Option(help="Share of normal inputs that may be flagged.")] = 0.05,
     fdr: Annotated[
         Multiplicity | None,
@@ -67,7 +72,8 @@ def detect(
         from causalmad.models import open_model
 
         chosen = choose(model, task, seed, device, step)
-        fitted = FittedDetector.load(detector, chosen.module)
+        claim = None if hypothesis is None else load_claim(hypothesis)
+        fitted = FittedDetector.load(detector, chosen.module, hypothesis=claim)
         fitted.calibrator.require(alpha)
         opened = open_model(fitted.model, tokenizer=chosen.tokenizer)
         given = opened.inputs(chosen.test) if rows is None else as_inputs(rows, opened, chosen.blocks)

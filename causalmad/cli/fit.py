@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from causalmad.cli.claims import Hypothesis, with_claim
 from causalmad.cli.console import progress, show
 from causalmad.cli.files import require_folder
 from causalmad.cli.guard import Debug, Quiet, guarded
@@ -32,6 +33,7 @@ def fit(
     signature: Annotated[str | None, typer.Option(help="How an output came about: name[key=value,...].")] = None,
     reference: Annotated[str | None, typer.Option(help="What is normal; by default mahalanobis.")] = None,
     detector: Annotated[str | None, typer.Option(help="Both at once: signature+reference.")] = None,
+    hypothesis: Hypothesis = None,
     block: Annotated[
         list[str] | None,
         typer.Option(help="A named part of the input's last axis; may be repeated.", metavar="NAME=A:B"),
@@ -53,9 +55,11 @@ def fit(
     with progress(quiet) as step:
         from causalmad.evaluation.threads import fitting_threads
         from causalmad.models import open_model
+        from causalmad.names import with_hypothesis
 
-        spec = _spec(text, calibration_share)
+        spec = with_claim(_spec(text, calibration_share), hypothesis)
         chosen = choose(model, task, seed, device, step)
+        spec = with_hypothesis(spec, chosen.hypothesis)
         opened = open_model(chosen.module, tokenizer=chosen.tokenizer, batch_size=batch_size)
         if rows is not None:
             inputs = as_inputs(rows, opened, {**chosen.blocks, **parts})

@@ -35,6 +35,7 @@ class Chosen:
         trusted: a task's trusted inputs.
         test: a task's test inputs.
         blocks: named parts of a task's inputs.
+        hypothesis: a task's hypothesis, where it ships one.
     """
 
     module: nn.Module
@@ -42,6 +43,7 @@ class Chosen:
     trusted: Inputs | None = None
     test: Inputs | None = None
     blocks: Mapping[str, Block] = field(default_factory=dict)
+    hypothesis: object | None = None
 
 
 def choose(model: str | None, task: str | None, seed: int, device: str, step: Step) -> Chosen:
@@ -57,7 +59,8 @@ def choose(model: str | None, task: str | None, seed: int, device: str, step: St
         from causalmad.config import parse_spec
 
         data = parse_spec("tasks", task).load(seed, progress=lambda done, total: step("training", done, total))
-        return Chosen(data.model.to(device), None, data.trusted, data.test, data.trusted.blocks)
+        model_on = data.model.to(device)
+        return Chosen(model_on, None, data.trusted, data.test, data.trusted.blocks, data.hypothesis)
     step("opening the model", 0, 0)
     chosen = open_folder(str(model))
     chosen.module.to(device)

@@ -14,7 +14,7 @@ from causalmad.evaluation.controls import control_aurocs
 from causalmad.evaluation.metrics import auroc, average_precision, tpr_at_fpr
 from causalmad.evaluation.results import Evaluation, SeedResult
 from causalmad.evaluation.threads import fitting_threads
-from causalmad.names import detector_text, parse_detector
+from causalmad.names import detector_text, parse_detector, with_hypothesis
 from causalmad.tasks.base import Task, TaskData
 
 RATES = ("0.01", "0.05")
@@ -63,13 +63,15 @@ def evaluate(
 def evaluate_seed(data: TaskData, detector: Detector, seed: int = 0) -> tuple[SeedResult, FittedDetector]:
     """The numbers of a detector on a loaded task, and the fitted detector; labels are used for the metrics only.
 
+    A signature that tests a hypothesis and has none is given the task's own.
+
     Args:
         data: what the task's ``load`` gave.
         detector: what is fitted.
         seed: of the fit.
     """
     with fitting_threads(data.model):
-        return _evaluate_seed(data, detector, seed)
+        return _evaluate_seed(data, with_hypothesis(detector, data.hypothesis), seed)
 
 
 def _evaluate_seed(data: TaskData, detector: Detector, seed: int) -> tuple[SeedResult, FittedDetector]:

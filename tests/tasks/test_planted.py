@@ -6,13 +6,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from causalmad.config import parse_spec
+from causalmad.errors import TaskError
 from causalmad.hypotheses import Hypothesis, interchange_accuracy, scrub
 from causalmad.models import open_model
 from causalmad.tasks import Ioi, ModularSum, PlantedRoutes, TaskData
 from causalmad.tasks.ioi import planted as planted_in_ioi
 from causalmad.tasks.modular_sum import planted as planted_in_sum
+from causalmad.tasks.planted import matched_by_answer
 from causalmad.tasks.planted_routes import planted as planted_in_routes
 from causalmad.tasks.sentences import CONNECTIVES, NAMES, VERBS, sentence
 
@@ -71,6 +74,12 @@ class TestEveryPlantedTask:
             assert accuracy.share >= 0.95, claim
         claim = FALSE[data.name]
         assert interchange_accuracy(data.model, data.hypothesis, odd)[claim].share <= 0.65
+
+    def test_answers_are_equally_frequent_in_both_kinds(self, data):
+        answers, top = data.test.columns["answer"], data.trusted.columns["answer"].max() + 1
+        usual, odd = (np.bincount(answers[data.labels == kind], minlength=top) for kind in (False, True))
+        assert np.array_equal(usual, odd)
+        assert usual.min() >= 0.5 * usual.mean()
 
     def test_functions_have_names_for_files(self, data):
         for hypothesis in (data.hypothesis, SPECS[data.name].wrong_hypothesis()):
@@ -181,6 +190,26 @@ class TestModularSum:
             assert np.array_equal(digits, np.stack([part.columns[name] for name in "abc"], 1))
             assert np.array_equal(digits.sum(1) % 10, part.columns["answer"])
             assert np.array_equal(digits[:, :2].sum(1) % 10, part.columns["s"])
+
+
+def test_margins_match_within_each_answer():
+    rng = np.random.default_rng(0)
+    answers, anomalous = rng.integers(0, 4, 4000), np.arange(4000) >= 2000
+    sure = rng.standard_normal(4000) + answers * np.where(anomalous, 0.3, -0.3)
+    assert roc_auc_score(anomalous, sure) > 0.65
+    rows, labels = matched_by_answer(sure, answers, anomalous, 400, rng)
+    assert len(set(rows.tolist())) == len(rows) == 800
+    assert np.array_equal(anomalous[rows], labels)
+    for answer in range(4):
+        chosen = answers[rows] == answer
+        assert chosen[labels].sum() == chosen[~labels].sum() == 100
+        assert abs(roc_auc_score(labels[chosen], sure[rows][chosen]) - 0.5) < 0.05
+
+
+def test_margins_that_cannot_be_matched():
+    anomalous = np.arange(1000) >= 500
+    with pytest.raises(TaskError, match="only 0 normal and anomalous"):
+        matched_by_answer(np.repeat([0.0, 9.0], 500), np.zeros(1000, int), anomalous, 400, np.random.default_rng(0))
 
 
 @pytest.mark.slow
