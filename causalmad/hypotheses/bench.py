@@ -65,7 +65,13 @@ class Bench:
         return cls(model, batches[0])
 
     def run(
-        self, rows: Rows, patches: Mapping[Site, Held] | None = None, read: Sequence[Site] = (), *, output: bool = True
+        self,
+        rows: Rows,
+        patches: Mapping[Site, Held] | None = None,
+        read: Sequence[Site] = (),
+        *,
+        output: bool = True,
+        keep: Sequence[Site] = (),
     ) -> tuple[Tensor, dict[Site, Held]]:
         """Logits (jobs, classes) and values at the sites to read, each job with its own patches.
 
@@ -74,6 +80,7 @@ class Bench:
             patches: site -> values of all jobs that take its place there.
             read: sites to read.
             output: whether the logits are wanted; otherwise they are empty.
+            keep: sites that stay as the run computes them where a patch would cover them.
         """
         known = patches or {}
         logits, values = [], {site: [] for site in read}  # type: ignore[var-annotated]
@@ -81,7 +88,7 @@ class Bench:
         with self.model.quiet():
             for part in np.array_split(np.arange(len(rows)), max(-(-len(rows) // (8 * self.model.batch_size)), 1)):
                 batch = self.pool.take(rows[part])
-                edits = _edits({site: held.take(part) for site, held in known.items()}, batch)
+                edits = _edits({site: held.take(part) for site, held in known.items()}, keep, batch)
                 run = self.model.run(batch, read=places, edits=edits, output=output)
                 logits.append(torch.empty(0) if run.logits is None else run.logits)
                 for site in read:
@@ -90,21 +97,26 @@ class Bench:
         return torch.cat(logits), joined
 
 
-def _edits(patches: Mapping[Site, Held], batch: Batch) -> dict[Place, Callable[[Tensor], Tensor]]:
-    """One edit for every place, which puts in the values of all sites there."""
+def _edits(
+    patches: Mapping[Site, Held], keep: Sequence[Site], batch: Batch
+) -> dict[Place, Callable[[Tensor], Tensor]]:
+    """One edit for every place, which puts in the values of all sites there, but for what is kept."""
     by_place: dict[Place, list[tuple[Site, Held]]] = {}
     for site, held in patches.items():
         by_place.setdefault(site.place, []).append((site, held))
 
-    def editor(members: list[tuple[Site, Held]]) -> Callable[[Tensor], Tensor]:
+    def editor(place: Place, members: list[tuple[Site, Held]]) -> Callable[[Tensor], Tensor]:
         def edit(value: Tensor) -> Tensor:
+            own = {site: site.take(value, batch) for site in keep if site.place == place}
             for site, held in members:
                 value = site.put(value, fitting(site, held, batch), batch)
+            for site, kept in own.items():
+                value = site.put(value, kept, batch)
             return value
 
         return edit
 
-    return {place: editor(members) for place, members in by_place.items()}
+    return {place: editor(place, members) for place, members in by_place.items()}
 
 
 def fitting(site: Site, held: Held, batch: Batch) -> Tensor:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
-import networkx as nx
+import numpy as np
 
 from causalmad.errors import CausalmadError, HypothesisError
-from causalmad.hypotheses.graph import OUTPUT, Hypothesis, problems_error
+from causalmad.hypotheses.bench import Bench
+from causalmad.hypotheses.graph import OUTPUT, Hypothesis, comparable, problems_error
+from causalmad.hypotheses.interchange import apply, predict
 from causalmad.hypotheses.scrubbing import Scrubbed, scrub, sites_of
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
+from causalmad.sites import Site
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,10 @@ class Report:
 def check(hypothesis: Hypothesis, model: Any, trusted: Any, *, draws: int = 4, seed: int = 0) -> Report:
     """Every defect of a claim at once, and the share of trusted behaviour that it preserves.
 
-    Reported are unknown sites (nearest three names), sites that contradict the direction of an edge, values that fail,
-    that are no values, that never vary, or that have no donors, and claims without a value. (Cycles and unreachable
-    nodes are refused when the hypothesis is made.)
+    Reported are unknown sites (nearest three names), sites that cannot be read or replaced on these inputs, that two
+    claims share, or that contradict the direction of an edge; values that fail, that are no values, that never vary, or
+    that have no donors; and mechanisms that are missing, fail, or contradict the values. (Cycles and unreachable nodes
+    are refused when the hypothesis is made.)
 
     Args:
         hypothesis: the claim.
@@ -69,10 +75,10 @@ def check(hypothesis: Hypothesis, model: Any, trusted: Any, *, draws: int = 4, s
     """
     opened = open_model(model)
     inputs = opened.inputs(trusted)
-    problems = _site_problems(hypothesis, opened, inputs)
     values, found = _value_problems(hypothesis, inputs)
-    problems += found
-    donors = {name: (len(counts), min(counts.values()) - 1) for name, counts in values.items() if counts}
+    problems = [*_site_problems(hypothesis, opened, inputs), *found, *_mechanism_problems(hypothesis, values)]
+    counts = {name: Counter(some) for name, some in values.items() if some}
+    donors = {name: (len(sizes), min(sizes.values()) - 1) for name, sizes in counts.items()}
     preserved = None
     if not problems and all(claim.value is not None for claim in hypothesis.claims):
         preserved = scrub(opened, hypothesis, inputs, draws=draws, seed=seed)
@@ -80,21 +86,64 @@ def check(hypothesis: Hypothesis, model: Any, trusted: Any, *, draws: int = 4, s
 
 
 def _site_problems(hypothesis: Hypothesis, model: OpenModel, inputs: Inputs) -> list[str]:
+    sites: dict[str, tuple[Site, ...]] = {}
     problems = []
     for claim in hypothesis.claims:
         for text in claim.at:
             try:
-                model.sites(text)
+                sites[claim.name] = (*sites.get(claim.name, ()), *model.sites(text))
             except CausalmadError as error:
-                problems.append(f"node {claim.name!r}: " + "; ".join(str(error).splitlines()).replace(";   ", "; "))
-    if problems:
-        return problems
-    order = _order(hypothesis, model, inputs)
-    graph = hypothesis.to_networkx()
-    for cause, effect in nx.DiGraph(graph).edges:
-        if effect != OUTPUT and max(order[cause]) >= min(order[effect]):
-            problems.append(f"edge {cause!r} -> {effect!r}: a site of {cause!r} runs after one of {effect!r}")
+                problems.append(f"node {claim.name!r}: {_line(error)}")
+    if not problems:
+        try:
+            problems = _exchange_problems(Bench.of(model, inputs), sites)
+        except CausalmadError as error:
+            problems = [_line(error)]
+    for (one, some), (other, more) in combinations(sites.items(), 2):
+        shared = [site for site in some for twin in more if _overlap(site, twin)]
+        problems += [f"nodes {one!r} and {other!r} both claim {site}" for site in shared[:1]]
+    return problems or _order_problems(hypothesis, model, inputs)
+
+
+def _exchange_problems(bench: Bench, sites: Mapping[str, tuple[Site, ...]]) -> list[str]:
+    """Sites that cannot be read on every input, or not be replaced."""
+
+    def exchange(some: list[Site]) -> None:
+        _, held = bench.run(np.arange(len(bench.pool)), read=some, output=False)
+        first = np.arange(1)
+        bench.run(first, {site: values.take(first) for site, values in held.items()})
+
+    try:
+        exchange([site for found in sites.values() for site in found])
+        return []
+    except CausalmadError:
+        pass  # which of them it was is found out one by one
+    problems = []
+    for name, site in ((name, site) for name, found in sites.items() for site in found):
+        try:
+            exchange([site])
+        except CausalmadError as error:
+            problems.append(f"node {name!r}: {_line(error)}")
     return problems
+
+
+def _overlap(one: Site, other: Site) -> bool:
+    """Whether two sites have entries in common; subspaces and named positions are taken to differ as their names do."""
+    if one.place != other.place or one.subspace != other.subspace:
+        return False
+    if one.position != other.position and None not in (one.position, other.position):
+        return False
+    pairs = ((one.heads, other.heads), (one.neurons, other.neurons))
+    return not any(a and b and not set(a) & set(b) for a, b in pairs)
+
+
+def _order_problems(hypothesis: Hypothesis, model: OpenModel, inputs: Inputs) -> list[str]:
+    order = _order(hypothesis, model, inputs)
+    return [
+        f"edge {cause!r} -> {effect!r}: a site of {cause!r} does not run before all of {effect!r}"
+        for cause, effect in hypothesis.to_networkx().edges
+        if effect != OUTPUT and max(order[cause]) >= min(order[effect])
+    ]
 
 
 def _order(hypothesis: Hypothesis, model: OpenModel, inputs: Inputs) -> dict[str, list[int]]:
@@ -115,8 +164,9 @@ def _order(hypothesis: Hypothesis, model: OpenModel, inputs: Inputs) -> dict[str
     return {name: [seen.index(site.place) for site in found] for name, found in sites.items()}
 
 
-def _value_problems(hypothesis: Hypothesis, inputs: Inputs) -> tuple[dict[str, Counter[Any]], list[str]]:
-    counts: dict[str, Counter[Any]] = {}
+def _value_problems(hypothesis: Hypothesis, inputs: Inputs) -> tuple[dict[str, list[Hashable]], list[str]]:
+    """Claim -> its values on the inputs, where it has some; and what is wrong with them."""
+    values: dict[str, list[Hashable]] = {}
     problems = []
     for claim in hypothesis.claims:
         if claim.value is None:
@@ -124,15 +174,51 @@ def _value_problems(hypothesis: Hypothesis, inputs: Inputs) -> tuple[dict[str, C
         try:
             found = [claim.of(inputs.row(i)) for i in range(len(inputs))]
         except HypothesisError as error:
-            problems.append("; ".join(line.strip() for line in str(error).splitlines()))
+            problems.append(_line(error))
             continue
-        counts[claim.name] = Counter(found)
-        alone = sum(1 for count in counts[claim.name].values() if count == 1)
-        if len(counts[claim.name]) == 1 and len(inputs) > 1:
+        values[claim.name] = found
+        counts = Counter(found)
+        alone = sum(1 for count in counts.values() if count == 1)
+        if len(counts) == 1 and len(inputs) > 1:
             problems.append(f"node {claim.name!r}: value() is the same for all {len(inputs)} trusted inputs")
         elif alone:
             problems.append(
                 f"node {claim.name!r}: value() is unique for {alone} of {len(inputs)} trusted inputs, so they have no "
                 "donor other than themselves - claim a coarser value, or give more trusted inputs"
             )
-    return counts, problems
+    return values, problems
+
+
+def _mechanism_problems(hypothesis: Hypothesis, values: Mapping[str, Sequence[Hashable]]) -> list[str]:
+    """Mechanisms that are missing where others are given, that fail, or whose answer is not the value."""
+    inner = [claim for claim in hypothesis.claims if hypothesis.parents(claim.name)]
+    given = [claim for claim in inner if claim.mechanism is not None]
+    if not given and hypothesis.output_mechanism is None:
+        return []
+    missing = [claim.name for claim in inner if claim.mechanism is None]
+    missing += [OUTPUT] if hypothesis.output_mechanism is None else []
+    problems = [f"node {name!r}: no mechanism=, so that the others' predict no answer" for name in missing]
+    if missing or {claim.name for claim in hypothesis.claims} - set(values):
+        return problems
+    rows = range(len(next(iter(values.values()))))
+    for claim in given:
+        causes = hypothesis.parents(claim.name)
+        try:
+            found = [apply(claim.mechanism, claim.name, {cause: values[cause][row] for cause in causes}) for row in rows]
+            same = [comparable(found[row], claim.tolerance, claim.name) == values[claim.name][row] for row in rows]
+        except HypothesisError as error:
+            problems.append(_line(error))
+            continue
+        if not all(same):
+            differ = len(same) - sum(same)
+            problems.append(f"node {claim.name!r}: mechanism() is not value() on {differ} of {len(same)} trusted inputs")
+    try:
+        for row in rows:
+            predict(hypothesis, {name: found[row] for name, found in values.items()}, {})
+    except HypothesisError as error:
+        problems.append(_line(error))
+    return list(dict.fromkeys(problems))
+
+
+def _line(error: CausalmadError) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
+import numpy.typing as npt
 
 from causalmad.errors import HypothesisError
 from causalmad.sites import Site
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 OUTPUT = "output"
 
 Value = Callable[[Mapping[str, Any]], Any]
+
+
+class ArrayValue(tuple[Any, ...]):
+    """An array as a value: its shape and its entries on the grid of a tolerance, so that ``==`` compares it.
+
+    Attributes:
+        array: the array itself, which mechanisms are given.
+    """
+
+    array: npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,8 @@ class Hypothesis:
         """
         graph = nx.DiGraph(name=name)
         if isinstance(circuit, nx.DiGraph):
-            graph.add_nodes_from((str(n), {"at": data.get("at", _where(n))}) for n, data in circuit.nodes(data=True))
+            for node, data in circuit.nodes(data=True):
+                graph.add_node(str(node), **({} if node == OUTPUT else {"at": data.get("at", _where(node))}))
             graph.add_edges_from((str(a), str(b)) for a, b in circuit.edges)
         else:
             for part in circuit:
@@ -222,7 +234,7 @@ def graph_problems(graph: nx.DiGraph) -> list[str]:
     if not isinstance(graph, nx.DiGraph):
         return [f"a {type(graph).__name__} is no networkx.DiGraph"]
     problems = []
-    if OUTPUT not in graph:
+    if OUTPUT not in graph or not any(graph.predecessors(OUTPUT)):
         problems.append(f"no edge leads to causalmad.OUTPUT ({OUTPUT!r}), so nothing is claimed about the output")
     for cycle in nx.simple_cycles(graph):
         problems.append("cycle: " + " -> ".join(map(str, [*cycle, cycle[0]])))
@@ -248,12 +260,16 @@ def comparable(value: Any, tolerance: float, node: str) -> Hashable:
     if isinstance(value, np.generic):
         return value.item()  # type: ignore[no-any-return]
     if isinstance(value, (np.ndarray, list)):
-        array = np.asarray(value)
+        array = np.asarray(value, dtype=object if isinstance(value, list) and _ragged(value) else None)
         if array.dtype.kind not in "fiub":
-            raise HypothesisError(f"value() of node {node!r} is an array of {array.dtype}", needed="numbers")
+            raise HypothesisError(
+                f"value() of node {node!r} is an array of {array.dtype}", needed="numbers", tries=["tuple(...)"]
+            )
         if array.ndim == 0:
             return array.item()  # type: ignore[no-any-return]
-        return (array.shape, tuple(np.round(array.astype(float) / tolerance).astype(np.int64).ravel().tolist()))
+        found = ArrayValue((array.shape, tuple(np.round(array.astype(float) / tolerance).ravel().tolist())))
+        found.array = array
+        return found
     try:
         hash(value)
     except TypeError as error:
@@ -265,21 +281,37 @@ def comparable(value: Any, tolerance: float, node: str) -> Hashable:
     return value  # type: ignore[no-any-return]
 
 
+def _ragged(rows: list[Any]) -> bool:
+    try:
+        np.asarray(rows)
+    except ValueError:
+        return True
+    return False
+
+
 def _node_problems(graph: nx.DiGraph, node: Any, data: Mapping[str, Any]) -> list[str]:
+    known = {"mechanism", "weight", "layer", *(() if node == OUTPUT else ("at", "value", "tolerance"))}
+    problems = [f"unknown attribute {key!r}" for key in sorted(set(data) - known, key=str)]
+    functions = [key for key in ("value", "mechanism") if key in known and data.get(key) is not None]
+    problems += [f"{key}= is not a function" for key in functions if not callable(data[key])]
     if node == OUTPUT:
-        return ["the output has no effects"] if any(graph.successors(node)) else []
-    problems = []
+        return [*problems, *(["the output has no effects"] if any(graph.successors(node)) else [])]
     if not isinstance(node, str):
         problems.append("names are texts")
-    at = data.get("at")
-    if not at or not (isinstance(at, (str, Site)) or all(isinstance(site, (str, Site)) for site in at)):
+    if not _is_place(data.get("at")):
         problems.append("at= is missing: a site such as 'transformer.h.5.attn#head=3@-1', or a list of them")
-    problems += [f"{k}= is not a function" for k in ("value", "mechanism") if data.get(k) and not callable(data[k])]
-    unknown = set(data) - {"at", "value", "mechanism", "tolerance", "weight", "layer"}
-    problems += [f"unknown attribute {key!r}" for key in sorted(unknown)]
+    tolerance = data.get("tolerance", 1.0)
+    if not isinstance(tolerance, (int, float)) or not tolerance > 0:
+        problems.append(f"tolerance={tolerance!r} is no positive number")
     if OUTPUT in graph and not nx.has_path(graph, node, OUTPUT):
         problems.append("unreachable: no path leads from it to the output")
     return problems
+
+
+def _is_place(at: Any) -> bool:
+    if isinstance(at, (str, Site)):
+        return bool(at)
+    return isinstance(at, (list, tuple)) and bool(at) and all(site and isinstance(site, (str, Site)) for site in at)
 
 
 def sites_at(at: str | Site | Iterable[str | Site]) -> tuple[str | Site, ...]:

@@ -13,8 +13,8 @@ from scipy import stats
 
 from causalmad.errors import HypothesisError
 from causalmad.hypotheses.bench import Bench
-from causalmad.hypotheses.graph import OUTPUT, Hypothesis
-from causalmad.hypotheses.pool import Rows, values_of
+from causalmad.hypotheses.graph import OUTPUT, ArrayValue, Hypothesis
+from causalmad.hypotheses.pool import Rows, require_values, values_of
 from causalmad.hypotheses.scrubbing import sites_of
 from causalmad.models import open_model
 
@@ -62,10 +62,10 @@ def predict(hypothesis: Hypothesis, values: Mapping[str, Hashable], replaced: Ma
         if claim.name in replaced:
             known[claim.name] = replaced[claim.name]
         elif causes:
-            known[claim.name] = _apply(claim.mechanism, claim.name, {cause: known[cause] for cause in causes})
+            known[claim.name] = apply(claim.mechanism, claim.name, {cause: known[cause] for cause in causes})
         else:
             known[claim.name] = values[claim.name]
-    answer = _apply(hypothesis.output_mechanism, OUTPUT, {cause: known[cause] for cause in hypothesis.parents(OUTPUT)})
+    answer = apply(hypothesis.output_mechanism, OUTPUT, {cause: known[cause] for cause in hypothesis.parents(OUTPUT)})
     if not isinstance(answer, (int, np.integer)):
         raise HypothesisError(f"the output's mechanism gave {answer!r}", needed="the index of a class")
     return int(answer)
@@ -90,6 +90,7 @@ def interchange_accuracy(
         Geiger, Lu, Icard and Potts 2021, "Causal abstractions of neural networks", arXiv 2106.02997.
     """
     require_causal_model(hypothesis)
+    require_values(hypothesis)
     opened = open_model(model)
     known = opened.inputs(inputs)
     bench = Bench.of(opened, known)
@@ -143,9 +144,15 @@ def require_causal_model(hypothesis: Hypothesis) -> None:
         )
 
 
-def _apply(mechanism: Any, node: str, causes: dict[str, Any]) -> Any:
+def apply(mechanism: Any, node: str, causes: Mapping[str, Any]) -> Any:
+    """What a mechanism makes of its causes' values, arrays as arrays.
+
+    Raises:
+        HypothesisError: when it fails.
+    """
+    given = {cause: value.array if isinstance(value, ArrayValue) else value for cause, value in causes.items()}
     try:
-        return mechanism(**causes)
+        return mechanism(**given)
     except Exception as error:
         raise HypothesisError(
             f"mechanism() of {node!r} failed: {type(error).__name__}: {error}",

@@ -102,6 +102,16 @@ class Pool:
         return drawn
 
 
+def require_values(hypothesis: Hypothesis) -> None:
+    """Raise a HypothesisError unless every claim says what its sites hold."""
+    empty = [claim.name for claim in hypothesis.claims if claim.value is None]
+    if empty:
+        raise HypothesisError(
+            f"{hypothesis.name!r} has no donors by value: {', '.join(empty)} claim places without values",
+            tries=["value=lambda x: ... on these nodes", "Sufficiency(...) for a circuit without values"],
+        )
+
+
 def values_of(hypothesis: Hypothesis, inputs: Inputs) -> dict[str, tuple[Hashable, ...]]:
     """Claim -> its value on every input, for the claims that say what they hold."""
     rows = [inputs.row(i) for i in range(len(inputs))]

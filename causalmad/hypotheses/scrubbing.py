@@ -16,7 +16,7 @@ from torch.nn.functional import log_softmax, nll_loss
 from causalmad.errors import HypothesisError
 from causalmad.hypotheses.bench import Bench, Held
 from causalmad.hypotheses.graph import OUTPUT, Hypothesis
-from causalmad.hypotheses.pool import NOBODY, Jobs, Pool, Rows, Values, at_rows, values_of
+from causalmad.hypotheses.pool import NOBODY, Jobs, Pool, Rows, Values, at_rows, require_values, values_of
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
 from causalmad.sites import Site
@@ -28,6 +28,10 @@ Unclaimed = Literal["shared", "separate"]
 @dataclass(frozen=True, eq=False)
 class Scrubber:
     """A hypothesis on one model with a pool of trusted donors.
+
+    The graph G of the definition has the raw input, the claimed sites and the output as its nodes; whatever no claim
+    names belongs to the function from a node's parents to its value. So information from a claimed cause may take any
+    way to its effect that leads through no other claimed site.
 
     Attributes:
         hypothesis: the claim; every claim has a value.
@@ -56,12 +60,7 @@ class Scrubber:
             HypothesisError: when a claim has no value.
             SiteError: when a site does not exist.
         """
-        empty = [claim.name for claim in hypothesis.claims if claim.value is None]
-        if empty:
-            raise HypothesisError(
-                f"{hypothesis.name!r} cannot be scrubbed: {', '.join(empty)} claim places without values",
-                tries=["value=lambda x: ... on these nodes", "Sufficiency(...) for a circuit without values"],
-            )
+        require_values(hypothesis)
         sites = sites_of(model, hypothesis)
         bench = Bench.of(model, trusted)
         every = [site for found in sites.values() for site in found]
@@ -173,7 +172,7 @@ def scrub(
     clean, _ = scrubber.bench.run(np.arange(len(known)))
     # All unimportant: the output of some other input, whatever it is.
     other = clean[torch.as_tensor(scrubber.pool.any(jobs, "random"), device=clean.device)]
-    wanted = None if labels is None else torch.as_tensor(np.asarray(labels), device=clean.device)
+    wanted = None if labels is None else _classes(labels, clean)
     index = torch.as_tensor(owner, device=clean.device)
     losses = {
         "model": _losses(clean, clean, wanted)[owner],
@@ -191,6 +190,15 @@ def scrub(
 def sites_of(model: OpenModel, hypothesis: Hypothesis) -> dict[str, tuple[Site, ...]]:
     """Claim -> its sites on a model."""
     return {claim.name: model.sites(claim.at) for claim in hypothesis.claims}
+
+
+def _classes(labels: Any, logits: Tensor) -> Tensor:
+    found = torch.as_tensor(np.asarray(labels), device=logits.device)
+    if found.shape != logits.shape[:1]:
+        raise HypothesisError(f"{found.numel()} labels for {len(logits)} inputs", needed="a class for every input")
+    if found.is_floating_point() or not bool(((found >= 0) & (found < logits.shape[1])).all()):
+        raise HypothesisError("labels are no classes", needed=f"whole numbers from 0 to {logits.shape[1] - 1}")
+    return found.long()
 
 
 def _losses(logits: Tensor, clean: Tensor, labels: Tensor | None) -> npt.NDArray[np.float64]:
@@ -217,5 +225,7 @@ def _interval(losses: Mapping[str, npt.NDArray[np.float64]], owner: Rows, count:
         rows = rng.integers(count, size=count)
         total = max(int(sizes[rows].sum()), 1)
         shares.append(_recovered(**{name: float(values[rows].sum()) / total for name, values in sums.items()}))
-    low, high = stats.mstats.mquantiles(shares, [0.025, 0.975])
+    # A resample in which random outputs are no worse than the model's has no share.
+    known = [share for share in shares if share == share]
+    low, high = stats.mstats.mquantiles(known, [0.025, 0.975]) if known else (float("nan"), float("nan"))
     return float(low), float(high)

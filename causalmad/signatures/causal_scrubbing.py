@@ -135,12 +135,13 @@ class FittedCausalScrubbing:
 
         base = scrubber.pool.any(jobs, "unclaimed")
         logits, _ = scrubber.bench.run(base, {site: own[site].take(owner) for site in every})
-        parts.append(changes("unclaimed", "", clean, logits, target, donors))
+        claimed = " ".join(map(str, every))
+        parts.append(changes("unclaimed", claimed, clean, logits, target, donors))
 
         other = scrubber.pool.any(jobs, "claimed")
         logits, _ = bench.run(owner, {site: scrubber.clean[site].take(other) for site in every})
-        parts.append(changes("claimed", " ".join(map(str, every)), clean, logits, target, donors))
+        parts.append(changes("claimed", claimed, clean, logits, target, donors))
 
         logits, found = scrubber.output(jobs, values)
-        parts.append(changes("whole", "", clean, torch.as_tensor(logits), target, found))
+        parts.append(changes("whole", claimed, clean, torch.as_tensor(logits), target, found))
         return join([*parts, missing([*everyone, found], len(inputs))])

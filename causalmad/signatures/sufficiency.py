@@ -30,9 +30,10 @@ from causalmad.targets import Readout, Target, TopMargin, as_target
 class Sufficiency:
     """How far a trusted circuit is enough for an output, and how far the output needs it.
 
-    The circuit's sites keep the input's own activations and all others are taken from trusted donors (sufficiency), and
-    the reverse (necessity), with the circuit cut at several sizes. Score it two-sided (a Mahalanobis distance from
-    trusted inputs is): an anomaly may well be explained *better* by the trusted circuit than normal inputs are.
+    Everything but the circuit's sites is taken from trusted donors, while these go on computing from what reaches them
+    (sufficiency); and the reverse (necessity), with the circuit cut at several sizes. Score it two-sided (a Mahalanobis
+    distance from trusted inputs is): an anomaly may well be explained *better* by the trusted circuit than normal
+    inputs are.
 
     Args:
         circuit: site texts, the most important first; a graph whose nodes have a ``weight``; or a hypothesis, whose
@@ -95,8 +96,7 @@ class Sufficiency:
             ranked = _by_effect(model, donors, sample, self.target)
         else:
             given = _given(model, self.circuit)
-            rest = [site for site in everything if site.place not in {s.place for s in given} or site.heads]
-            ranked = (*given, *(site for site in rest if site not in given))
+            ranked = (*given, *(site for site in everything if not any(_inside(site, whole) for whole in given)))
             if isinstance(self.circuit, Hypothesis):
                 return ranked, (len(given),)
         sizes = [min(max(math.ceil(share * len(ranked)), 1), len(ranked) - 1) for share in self.sparsities]
@@ -176,10 +176,12 @@ class FittedSufficiency:
         target = as_target(self.spec.target)
         parts = []
         for size in self.sizes:
-            for name, sites in (("sufficiency", self.ranked[size:]), ("necessity", self.ranked[:size])):
-                logits, _ = bench.run(owner, {site: self.values[site].take(rows) for site in sites})
-                kept = " ".join(map(str, self.ranked[:size]))
-                parts.append(changes(f"{name} of {size} of {len(self.ranked)}", kept, clean, logits, target, found))
+            circuit, rest = self.ranked[:size], self.ranked[size:]
+            # A part of a component may be in the circuit (a position, a neuron) while the rest of it is not.
+            for name, sites, keep in (("sufficiency", rest, circuit), ("necessity", circuit, ())):
+                logits, _ = bench.run(owner, {site: self.values[site].take(rows) for site in sites}, keep=keep)
+                text = " ".join(map(str, circuit))
+                parts.append(changes(f"{name} of {size} of {len(self.ranked)}", text, clean, logits, target, found))
         return join(parts)
 
 
@@ -187,6 +189,14 @@ def _components(model: OpenModel) -> tuple[Site, ...]:
     if model.architecture is None:
         return ()
     return (*model.sites("heads"), *model.sites("mlps"))
+
+
+def _inside(site: Site, whole: Site) -> bool:
+    """Whether a head or MLP is all covered by a site of the circuit, which may be a module around it."""
+    if site.path.startswith(f"{whole.path}."):
+        return whole.side == "output" and not (whole.heads or whole.neurons)
+    part = whole.position is not None or whole.neurons or whole.subspace is not None
+    return site.place == whole.place and not part and set(site.heads) <= set(whole.heads or site.heads)
 
 
 def _given(model: OpenModel, circuit: Hypothesis | nx.DiGraph | Sequence[str]) -> tuple[Site, ...]:

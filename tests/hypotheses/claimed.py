@@ -52,7 +52,7 @@ def claimed(name, mechanisms=False):
 
     def head(layer, which, position=None):
         path = f"{block.format(layer)}.{PROJECTIONS[name]}"
-        return Spot(path, "input", slice(which * WIDTH, (which + 1) * WIDTH), position)
+        return Spot(path, "input", range(which * WIDTH, (which + 1) * WIDTH), position)
 
     mlp = [f"{block.format(layer)}.mlp" for layer in range(2)]
     graph = nx.DiGraph(name=name)

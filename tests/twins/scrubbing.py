@@ -20,8 +20,13 @@ class Spot(NamedTuple):
 
     path: str
     side: str = "output"
-    features: slice = slice(None)
+    features: range | None = None
     position: int | str | None = None
+
+    @property
+    def cut(self):
+        """The features as an index of the last axis."""
+        return slice(None) if self.features is None else slice(self.features.start, self.features.stop)
 
 
 class Variable(NamedTuple):
@@ -56,7 +61,7 @@ def look(model, datum, spots, edits=()):
 
     def reader(spot):
         def note(value):
-            part = value[0][..., spot.features]
+            part = value[0][..., spot.cut]
             part = part[index_of(spot, datum)] if spot.position is not None and datum.tokens else part
             seen[spot] = (part.clone(), len(datum.row))
             return value
@@ -74,12 +79,12 @@ def write(spot, held, datum):
     def edit(value):
         value = value.clone()
         if not datum.tokens:
-            value[0, ..., spot.features] = new
+            value[0, ..., spot.cut] = new
         elif spot.position is not None:
-            value[0, index_of(spot, datum), spot.features] = new
+            value[0, index_of(spot, datum), spot.cut] = new
         else:
             for position in range(len(datum.row)):
-                value[0, position, spot.features] = new[same_place(position, len(datum.row), length)]
+                value[0, position, spot.cut] = new[same_place(position, len(datum.row), length)]
         return value
 
     return spot.path, spot.side, edit

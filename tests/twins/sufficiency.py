@@ -9,7 +9,7 @@ def kept(spot, datum):
     own = {}
 
     def where():
-        return (0, ..., spot.features) if spot.position is None else (0, index_of(spot, datum), spot.features)
+        return (0, ..., spot.cut) if spot.position is None else (0, index_of(spot, datum), spot.cut)
 
     def note(value):
         own["value"] = value[where()].clone()
