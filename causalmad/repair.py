@@ -54,6 +54,8 @@ class Repair:
         """The repair in a sentence."""
         if self.before > self.alpha:
             return f"input {self.id} is not flagged (p = {self.before:.3g} > {self.alpha:g}): nothing to repair"
+        if not self.units:
+            return f"input {self.id}: no repair, as there is nothing to replace or no donor (p = {self.before:.3g})"
         what = ", ".join(self.units)
         end = f"p goes from {self.before:.3g} to {self.p_value:.3g}"
         if self.found:
@@ -77,11 +79,16 @@ def repair(
         units: see :func:`causalmad.signatures.units.groups`; None takes those of the detector's signature.
         most: the most units to replace.
         donors: how many donors are tried.
+
+    Raises:
+        FitError: when nothing could be replaced, or the signature does not say on which model it is.
     """
     before = float(detector.calibrator.p_values(detector.score(inputs))[0])
     everyone = _units(detector, inputs, units)
     if before > alpha:
         return Repair(inputs.ids[0], (), "", before, before, alpha)
+    if most < 1 or donors < 1:
+        raise FitError(f"most={most}, donors={donors}", needed="at least one replacement from at least one donor")
     drawn = Donors.draw(trusted, min(donors, len(set(trusted.digests)) - 1), int(detector.provenance["seed"]))
     workshop = _Workshop(detector, inputs, drawn, donor_batch(detector.model, drawn))
     best: tuple[float, tuple[Unit, ...], int] = (-np.inf, (), 0)
@@ -101,6 +108,8 @@ def repair(
             best = (p_value, chosen, donor)
         if p_value > alpha:
             break
+    if not best[1]:
+        return Repair(inputs.ids[0], (), "", before, before, alpha)
     names = tuple(_name(unit) for unit in best[1])
     return Repair(inputs.ids[0], names, drawn.inputs.ids[best[2]], best[0], before, alpha)
 

@@ -97,9 +97,7 @@ class Bench:
         return torch.cat(logits), joined
 
 
-def _edits(
-    patches: Mapping[Site, Held], keep: Sequence[Site], batch: Batch
-) -> dict[Place, Callable[[Tensor], Tensor]]:
+def _edits(patches: Mapping[Site, Held], keep: Sequence[Site], batch: Batch) -> dict[Place, Callable[[Tensor], Tensor]]:
     """One edit for every place, which puts in the values of all sites there, but for what is kept."""
     by_place: dict[Place, list[tuple[Site, Held]]] = {}
     for site, held in patches.items():

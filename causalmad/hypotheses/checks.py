@@ -204,14 +204,15 @@ def _mechanism_problems(hypothesis: Hypothesis, values: Mapping[str, Sequence[Ha
     for claim in given:
         causes = hypothesis.parents(claim.name)
         try:
-            found = [apply(claim.mechanism, claim.name, {cause: values[cause][row] for cause in causes}) for row in rows]
+            known = ({cause: values[cause][row] for cause in causes} for row in rows)
+            found = [apply(claim.mechanism, claim.name, some) for some in known]
             same = [comparable(found[row], claim.tolerance, claim.name) == values[claim.name][row] for row in rows]
         except HypothesisError as error:
             problems.append(_line(error))
             continue
         if not all(same):
-            differ = len(same) - sum(same)
-            problems.append(f"node {claim.name!r}: mechanism() is not value() on {differ} of {len(same)} trusted inputs")
+            differ = f"on {len(same) - sum(same)} of {len(same)} trusted inputs"
+            problems.append(f"node {claim.name!r}: mechanism() is not value() {differ}")
     try:
         for row in rows:
             predict(hypothesis, {name: found[row] for name, found in values.items()}, {})

@@ -95,4 +95,6 @@ def scales_of(values: Floats) -> Floats:
 
 def signed_log(values: Floats, scales: Floats) -> Floats:
     """Sign times log(1 + size / scale): linear near zero, logarithmic in the tails, which are heavy."""
-    return np.sign(values) * np.log1p(np.abs(values) / scales)
+    with np.errstate(divide="ignore"):  # the logarithm of no effect is minus infinity, which adds nothing
+        ratio = np.log(np.abs(values)) - np.log(scales)
+    return np.sign(values) * np.logaddexp(0.0, ratio)

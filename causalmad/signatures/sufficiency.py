@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from causalmad.errors import FitError
-from causalmad.hypotheses import Donors, Hypothesis
+from causalmad.hypotheses import OUTPUT, Donors, Hypothesis
 from causalmad.hypotheses.bench import Bench, Held
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
@@ -36,7 +36,8 @@ class Sufficiency:
     inputs are.
 
     Args:
-        circuit: site texts, the most important first; a graph whose nodes have a ``weight``; or a hypothesis, whose
+        circuit: site texts, the most important first; a graph whose nodes have a ``weight`` (and ``at``, where
+            their names are no sites), such as ``discover(...).to_networkx()``; or a hypothesis, whose
             sites are taken as one circuit. Without it the heads and MLPs are ranked by the mean effect (KL) of
             resampling each of them on trusted inputs.
         sparsities: shares of all sites that the circuit holds, each rounded up to whole sites.
@@ -203,8 +204,10 @@ def _given(model: OpenModel, circuit: Hypothesis | nx.DiGraph | Sequence[str]) -
     if isinstance(circuit, Hypothesis):
         return tuple(dict.fromkeys(site for claim in circuit.claims for site in model.sites(claim.at)))
     if isinstance(circuit, nx.DiGraph):
-        weight = {str(node): abs(float(data.get("weight", 0.0))) for node, data in circuit.nodes(data=True)}
-        circuit = sorted(weight, key=lambda node: -weight[node])
+        # A discovered circuit has its sites beside the names of its nodes, and its ends are no parts of the model.
+        nodes = [(node, data) for node, data in circuit.nodes(data=True) if node not in ("input", "logits", OUTPUT)]
+        nodes.sort(key=lambda pair: -abs(float(pair[1].get("weight", 0.0))))
+        return tuple(dict.fromkeys(site for node, data in nodes for site in model.sites(data.get("at", str(node)))))
     return tuple(dict.fromkeys(site for text in circuit for site in model.sites(text)))
 
 

@@ -30,17 +30,18 @@ def kind(row):
     return int(row["kind"])
 
 
-def both(row):
-    return half(row), kind(row)
+def count(row):
+    """What a cause's value does not follow from: donors with this value differ in what caused it."""
+    return half(row) + kind(row)
 
 
-def mixed(early, side):
-    return early, side
+def add(early, side):
+    return early + side
 
 
-def combined(early, late, side):
+def combined(early, late):
     """Some class."""
-    return (3 * early + 5 * late[1] + 7 * side + late[0]) % 20
+    return (3 * early + 5 * late) % 20
 
 
 def claimed(name, mechanisms=False):
@@ -57,26 +58,24 @@ def claimed(name, mechanisms=False):
     mlp = [f"{block.format(layer)}.mlp" for layer in range(2)]
     graph = nx.DiGraph(name=name)
     graph.add_node("early", at=[f"{attention(0)}#head=1", f"{mlp[0]}@S2"], value=half)
-    graph.add_node("late", at=f"{mlp[1]}@-1", value=both, **({"mechanism": mixed} if mechanisms else {}))
+    graph.add_node("late", at=f"{mlp[1]}@-1", value=count, **({"mechanism": add} if mechanisms else {}))
     graph.add_node("side", at=f"{attention(1)}#head=0@-1", value=kind)
-    graph.add_edges_from([("early", "late"), ("early", OUTPUT), ("late", OUTPUT), ("side", OUTPUT)])
+    # Downstream of a cause of the output there is a claim that is none.
+    graph.add_edges_from([("early", "late"), ("side", "late"), ("early", OUTPUT), ("late", OUTPUT)])
     if mechanisms:
-        graph.add_edge("side", "late")
         graph.add_node(OUTPUT, mechanism=combined)
-    spots = (head(0, 1), Spot(mlp[0], position="S2"))
-    causes = ("early", "side") if mechanisms else ("early",)
-    late = Variable((Spot(mlp[1], position=-1),), both, causes, mixed)
+    early = Variable((head(0, 1), Spot(mlp[0], position="S2")), half)
     side = Variable((head(1, 0, -1),), kind)
-    early = Variable(spots, half)
-    order = {"early": early, "side": side, "late": late} if mechanisms else {"early": early, "late": late, "side": side}
-    return cm.Hypothesis(graph), {**order, OUTPUT: Variable((), None, ("early", "late", "side"), combined)}
+    late = Variable((Spot(mlp[1], position=-1),), count, ("early", "side"), add)
+    output = Variable((), None, ("early", "late"), combined)
+    return cm.Hypothesis(graph), {"early": early, "side": side, "late": late, OUTPUT: output}
 
 
 def family(name, trusted=14, fresh=4):
     """A toy of a family with the columns that the claims read, and its model in eval mode for the twin."""
     made = toy(name, trusted, fresh)
     parts = []
-    for part, values in ((made.trusted, [0, 1]), (made.fresh, [0, 1, 0, 2])):
+    for part, values in ((made.trusted, [0, 1]), (made.fresh, [0, 1, 0, 5])):
         second = np.array([length // 2 for length in part.lengths])
         parts.append(replace(part, columns={"S2": second, "kind": np.resize(values, len(part))}))
     return made.model, *parts, copy.deepcopy(made.model).eval()

@@ -33,10 +33,11 @@ def test_accuracy_equals_the_twin(name):
 def test_predictions_follow_the_graph():
     """What is set is not computed again, and what follows from it is."""
     hypothesis, _ = claimed("gpt2", mechanisms=True)
-    values = {"early": True, "late": (True, 0), "side": 0}
-    assert predict(hypothesis, values, {}) == 3 + 1
-    assert predict(hypothesis, values, {"late": (False, 1)}) == 3 + 5
-    assert predict(hypothesis, values, {"side": 1}) == 3 + 5 + 7 + 1
+    values = {"early": True, "late": 1, "side": 0}
+    assert predict(hypothesis, values, {}) == 3 + 5
+    assert predict(hypothesis, values, {"late": 3}) == 3 + 15
+    assert predict(hypothesis, values, {"side": 1}) == 3 + 10
+    assert predict(hypothesis, values, {"early": False}) == 0
 
 
 def test_arrays_reach_mechanisms_as_arrays():
@@ -59,7 +60,7 @@ def test_missing_mechanisms_and_failing_ones_are_named():
     assert "add_node" in str(error.value)
     graph = claimed("gpt2", mechanisms=True)[0].to_networkx()
     for mechanism, text in (
-        (lambda early, late: 0, "mechanism\\(\\) of 'output' failed: TypeError"),
+        (lambda early: 0, "mechanism\\(\\) of 'output' failed: TypeError"),
         (lambda **_: "a", "output's mechanism gave 'a'"),
     ):
         graph.nodes[cm.OUTPUT]["mechanism"] = mechanism

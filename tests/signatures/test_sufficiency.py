@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ def test_the_ranked_circuit_equals_the_twin(name):
     sample = [datum for datum in data_of(trusted) if not any(datum.row.equal(row) for row in used)]
     ranked, effects = twin.ranking(slow, sample, donors, everything)
     sizes = sorted(effects.values())
-    assert min(b - a for a, b in zip(sizes, sizes[1:])) > 1e-4  # no ties
+    assert min(b - a for a, b in pairwise(sizes)) > 1e-4  # no ties
     texts = [str(site) for site in fitted.ranked]
     assert [texts.index(text) for text in named(name, ranked)] == list(range(len(ranked)))
     assert fitted.sizes == (2, 3)
@@ -91,7 +93,10 @@ def test_texts_weights_and_modules_around_components():
     spots = [everything[-1], everything[1], everything[-2]]
     weights = nx.DiGraph()
     weights.add_nodes_from((text, {"weight": w}) for text, w in zip(texts, (-3.0, 2.0, 1.0), strict=True))
-    for circuit in (texts, weights):
+    named_otherwise = nx.DiGraph()
+    named_otherwise.add_nodes_from((f"n{i}", {"weight": 3 - i, "at": text}) for i, text in enumerate(texts))
+    named_otherwise.add_edges_from([("input", "n2"), ("n0", "logits")])
+    for circuit in (texts, weights, named_otherwise):
         fitted = Sufficiency(circuit, sparsities=(0.01, 0.3, 0.34), donors=2).fit(open_model(model), trusted)
         assert fitted.sizes == (1, 2, 3) and len(fitted.ranked) == 6
         require_same(fitted, fresh, slow, [spots[:1], spots[:2], spots[:3]], everything)
