@@ -72,6 +72,19 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class _Bound:
+    readout: Readout
+
+    def bind(self, clean: Tensor) -> Readout:
+        return self.readout
+
+
+def bound(target: Target, clean: Tensor) -> Target:
+    """A target that asks what ``target`` asks of the clean logits, whatever it is bound to afterwards."""
+    return _Bound(target.bind(clean))
+
+
+@dataclass(frozen=True)
 class _Custom:
     function: Readout
 

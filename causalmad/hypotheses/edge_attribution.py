@@ -14,21 +14,11 @@ from causalmad.hypotheses.edges import EdgePatcher
 from causalmad.inputs import Batch
 from causalmad.models.base import Run
 from causalmad.sites import Place
-from causalmad.targets import Readout, Target
+from causalmad.targets import Target, bound
 
 Patch: TypeAlias = Callable[[Tensor], Tensor]
 
 METHODS = ("eap", "eap-ig", "eap-ig-activations")
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """A target that was bound before, to the clean run."""
-
-    readout: Readout
-
-    def bind(self, clean: Tensor) -> Readout:
-        return self.readout
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +66,11 @@ class EdgeAttributor:
                 for donor in donors:
                     gap += self._apart(batch, donor, written) / len(donors)
                 return self._products(clean, gap)
-            bound = _Bound(self.target.bind(clean.logits))
+            asked = bound(self.target, clean.logits)
             total = torch.zeros(len(batch), *graph.allowed.shape, device=written.device)
             for donor in donors:
                 gap = self._apart(batch, donor, written)
-                total += self._integrated(batch, bound, clean.values, donor, gap) / len(donors)
+                total += self._integrated(batch, asked, clean.values, donor, gap) / len(donors)
             return total
 
     def _apart(self, batch: Batch, donor: Tensor, written: Tensor) -> Tensor:
@@ -89,7 +79,7 @@ class EdgeAttributor:
         return gap if batch.mask is None else gap.masked_fill(~batch.mask[:, :, None, None], 0)
 
     def _integrated(
-        self, batch: Batch, bound: _Bound, clean: Mapping[Place, Tensor], donor: Tensor, gap: Tensor
+        self, batch: Batch, asked: Target, clean: Mapping[Place, Tensor], donor: Tensor, gap: Tensor
     ) -> Tensor:
         """Scores against one donor, averaged over the points in between."""
         graph = self.patcher.computation
@@ -104,7 +94,7 @@ class EdgeAttributor:
                 way = way.masked_fill(~batch.mask[:, :, None], 0)
             for step in range(1, self.steps + 1):
                 point = clean[place] + (1 - step / self.steps) * way
-                found = self._products(self._run(batch, bound, {place: _constant(point)}), gap)
+                found = self._products(self._run(batch, asked, {place: _constant(point)}), gap)
                 total[:, inside] += found[:, inside] / self.steps
         return total
 

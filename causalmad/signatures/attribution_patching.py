@@ -24,6 +24,7 @@ from causalmad.signatures.base import (
     signatures,
 )
 from causalmad.signatures.columns import Reduced, by_place, join, scales_of, signed_log
+from causalmad.signatures.scaled import sample
 from causalmad.signatures.sums import unit_sums
 from causalmad.signatures.units import Group, groups, groups_from_data, groups_to_data
 from causalmad.sites import Place
@@ -86,11 +87,7 @@ class AttributionPatching:
             baseline = Baseline.mean(model, trusted, flat) if self.baseline == "mean" else Baseline({})
         longest = int(trusted.lengths.max()) if trusted.tokens else 0
         raw = FittedAttributionPatching(self, model, found, places, baseline, longest, (), np.ones(0))
-        own = set(baseline.donors.inputs.digests) if baseline.donors else set()
-        others = [row for row, key in enumerate(trusted.digests) if key not in own]
-        if not others:
-            raise FitError("every trusted input is a donor", tries=["more trusted inputs", "baseline='mean'"])
-        reduced = raw.reduced(trusted[others[:_SCALE_INPUTS]])
+        reduced = raw.reduced(sample(trusted, seed, raw.donor_digests))
         scales = scales_of(reduced.values)
         return FittedAttributionPatching(self, model, found, places, baseline, longest, reduced.columns, scales)
 
@@ -188,10 +185,6 @@ class FittedAttributionPatching:
         units = group.names if len(group.names) == values.shape[1] else tuple(map(str, range(values.shape[1])))
         sites = tuple(map(str, group.sites)) if len(group.sites) == len(units) else ()
         return by_place(" ".join(name), values, units, sites, ragged=False)
-
-
-# How many trusted inputs set the units of the columns; more would cost a second pass over all of them.
-_SCALE_INPUTS = 128
 
 
 def _flat(places: dict[str, tuple[Place, ...]]) -> tuple[Place, ...]:

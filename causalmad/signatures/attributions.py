@@ -15,7 +15,7 @@ from causalmad.models import OpenModel
 from causalmad.signatures.effects import donor_batch
 from causalmad.signatures.units import Group, embedding, root
 from causalmad.sites import Place
-from causalmad.targets import Readout, Target
+from causalmad.targets import Target, bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +61,6 @@ class Baseline:
         return [self.means[place].to(value).expand_as(value) if self.means else torch.zeros_like(value)]
 
 
-@dataclass(frozen=True)
-class _Bound:
-    """A target that was bound before, to the clean run."""
-
-    readout: Readout
-
-    def bind(self, clean: Tensor) -> Readout:
-        return self.readout
-
-
 @dataclass(frozen=True, eq=False)
 class Attributor:
     """Computes contributions at some places of one model."""
@@ -102,11 +92,11 @@ class Attributor:
 
     def _mean_slope(self, batch: Batch, place: Place, clean: Tensor, base: Tensor, logits: Tensor) -> Tensor:
         """Gradient averaged along the straight line from ``base`` to ``clean`` (midpoint rule)."""
-        bound = _Bound(self.target.bind(logits))
+        asked = bound(self.target, logits)
         total = torch.zeros_like(clean)
         for step in range(self.steps):
             point = base + (step + 0.5) / self.steps * (clean - base)
-            run = self.model.run(batch, read=[place], edits={place: _constant(point)}, target=bound)
+            run = self.model.run(batch, read=[place], edits={place: _constant(point)}, target=asked)
             total += run.grads[place]
         return total / self.steps
 

@@ -19,7 +19,7 @@ from causalmad.signatures.base import Signatures, State, require_inputs
 from causalmad.signatures.claims import claim_groups, require_hypothesis, restore_pool, save_pool
 from causalmad.signatures.columns import Reduced, join
 from causalmad.signatures.draws import changes, missing
-from causalmad.signatures.scaled import SAMPLE, Scales
+from causalmad.signatures.scaled import Scales, sample
 from causalmad.signatures.units import Group
 from causalmad.targets import Readout, Target, TopMargin, as_target
 
@@ -66,8 +66,7 @@ class CausalScrubbing:
         require_inputs(trusted)
         scrubber = Scrubber.of(model, claim, trusted, seed, self.unclaimed)
         raw = FittedCausalScrubbing(self, model, scrubber, Scales.unknown())
-        rows = np.sort(np.random.default_rng([seed, 1]).permutation(len(trusted))[:SAMPLE])
-        return FittedCausalScrubbing(self, model, scrubber, Scales.of(raw.reduced(trusted[rows])))
+        return FittedCausalScrubbing(self, model, scrubber, Scales.of(raw.reduced(sample(trusted, seed))))
 
     def restore(self, model: OpenModel, state: State) -> FittedCausalScrubbing:
         """The fitted signature that wrote ``state``."""

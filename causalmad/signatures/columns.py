@@ -97,4 +97,5 @@ def signed_log(values: Floats, scales: Floats) -> Floats:
     """Sign times log(1 + size / scale): linear near zero, logarithmic in the tails, which are heavy."""
     with np.errstate(divide="ignore"):  # the logarithm of no effect is minus infinity, which adds nothing
         ratio = np.log(np.abs(values)) - np.log(scales)
-    return np.sign(values) * np.logaddexp(0.0, ratio)
+    logs: Floats = np.sign(values) * np.logaddexp(0.0, ratio)
+    return logs

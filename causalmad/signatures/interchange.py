@@ -22,7 +22,7 @@ from causalmad.signatures.base import Column, Signatures, State, require_inputs
 from causalmad.signatures.claims import claim_groups, require_hypothesis, restore_pool, save_pool
 from causalmad.signatures.columns import Reduced, join
 from causalmad.signatures.draws import answers, changes, missing
-from causalmad.signatures.scaled import SAMPLE, Scales
+from causalmad.signatures.scaled import Scales, sample
 from causalmad.signatures.units import Group
 from causalmad.sites import Site
 from causalmad.targets import Readout, Target, TopMargin, as_target
@@ -69,8 +69,7 @@ class Interchange:
         require_inputs(trusted)
         scrubber = Scrubber.of(model, claim, trusted, seed)
         raw = FittedInterchange(self, model, scrubber, _pool_logits(scrubber), Scales.unknown())
-        rows = np.sort(np.random.default_rng([seed, 1]).permutation(len(trusted))[:SAMPLE])
-        return FittedInterchange(self, model, scrubber, raw.pool_logits, Scales.of(raw.reduced(trusted[rows])))
+        return FittedInterchange(self, model, scrubber, raw.pool_logits, Scales.of(raw.reduced(sample(trusted, seed))))
 
     def restore(self, model: OpenModel, state: State) -> FittedInterchange:
         """The fitted signature that wrote ``state``."""

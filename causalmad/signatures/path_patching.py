@@ -17,9 +17,8 @@ from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures.base import Column, Signatures, State, columns_from_data, columns_to_data, signatures
 from causalmad.signatures.columns import scales_of, signed_log
+from causalmad.signatures.scaled import sample
 from causalmad.targets import Readout, Target, TopMargin, as_target
-
-_SCALE_INPUTS = 128  # how many trusted inputs set the units of the columns
 
 _STATISTICS = ("kl", "kl sd", "margin", "margin sd")
 
@@ -64,13 +63,9 @@ class PathPatching:
             HypothesisError: for a model whose edges are not known, or a path that it does not have.
         """
         patcher = EdgePatcher.of(model, Donors.draw(trusted, self.donors, seed))
-        own = set(patcher.donors.inputs.digests)
-        others = [row for row, key in enumerate(trusted.digests) if key not in own]
-        if not others:
-            raise FitError("every trusted input is a donor", tries=["more trusted inputs", "fewer donors"])
         raw = FittedPathPatching(self, patcher, self._columns(patcher), np.ones(0))
-        sample = np.random.default_rng([seed, 1]).permutation(others)[:_SCALE_INPUTS]
-        return FittedPathPatching(self, patcher, raw.columns, scales_of(raw.effects(trusted[np.sort(sample)])))
+        some = sample(trusted, seed, patcher.donors.inputs.digests)
+        return FittedPathPatching(self, patcher, raw.columns, scales_of(raw.effects(some)))
 
     def restore(self, model: OpenModel, state: State) -> FittedPathPatching:
         """The fitted signature that wrote ``state``."""

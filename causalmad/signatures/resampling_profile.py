@@ -24,11 +24,9 @@ from causalmad.signatures.base import (
 )
 from causalmad.signatures.columns import Reduced, by_place, by_rank, join, scales_of, signed_log, total
 from causalmad.signatures.effects import Effects, Resampler
+from causalmad.signatures.scaled import sample
 from causalmad.signatures.units import Group, groups, groups_from_data, groups_to_data
 from causalmad.targets import Readout, Target, TopMargin, as_target
-
-# How many trusted inputs set the units of the columns; more would cost a second pass over all of them.
-_SCALE_INPUTS = 128
 
 
 @dataclass(frozen=True)
@@ -80,11 +78,7 @@ class ResamplingProfile:
         found = groups(model, trusted, self.units)
         longest = int(trusted.lengths.max()) if trusted.tokens else 0
         raw = FittedResamplingProfile(self, model, donors, found, longest, (), np.ones(0))
-        others = [row for row, key in enumerate(trusted.digests) if key not in set(donors.inputs.digests)]
-        if not others:
-            raise FitError("every trusted input is a donor", tries=["more trusted inputs", "fewer donors"])
-        sample = np.random.default_rng([seed, 1]).permutation(others)[:_SCALE_INPUTS]
-        reduced = raw.reduced(trusted[np.sort(sample)])
+        reduced = raw.reduced(sample(trusted, seed, donors.inputs.digests))
         return FittedResamplingProfile(self, model, donors, found, longest, reduced.columns, scales_of(reduced.values))
 
     def restore(self, model: OpenModel, state: State) -> FittedResamplingProfile:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from causalmad.errors import FitError
 from causalmad.inputs import Inputs
 from causalmad.signatures.base import Column, Signatures, State, columns_from_data, columns_to_data, signatures
 from causalmad.signatures.columns import Reduced, scales_of, signed_log
 
 # How many trusted inputs set the units of the columns; more would cost a second pass over all of them.
-SAMPLE = 128
+_SAMPLE = 128
 # Inputs that are worked on together; what is kept for each of them bounds the memory.
 CHUNK = 512
+
+
+def sample(trusted: Inputs, seed: int, donors: Collection[str] = ()) -> Inputs:
+    """Some trusted inputs, in their order, none of whose content is a donor's: they set the units of the columns.
+
+    Raises:
+        FitError: when every trusted input is a donor.
+    """
+    others = [row for row, digest in enumerate(trusted.digests) if digest not in set(donors)]
+    if not others:
+        raise FitError("every trusted input is a donor", tries=["more trusted inputs", "fewer donors"])
+    return trusted[np.sort(np.random.default_rng([seed, 1]).permutation(others)[:_SAMPLE])]
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from causalmad.signatures.base import Column, Signatures, State
 from causalmad.signatures.columns import Reduced, join
 from causalmad.signatures.draws import changes
 from causalmad.signatures.effects import Resampler
-from causalmad.signatures.scaled import SAMPLE, Scales
+from causalmad.signatures.scaled import Scales, sample
 from causalmad.signatures.units import Group, groups
 from causalmad.sites import Site
 from causalmad.targets import Readout, Target, TopMargin, as_target
@@ -70,14 +70,10 @@ class Sufficiency:
             FitError: when there is neither a circuit nor a known architecture.
         """
         donors = Donors.draw(trusted, self.donors, seed)
-        own = set(donors.inputs.digests)
-        others = np.array([row for row, digest in enumerate(trusted.digests) if digest not in own])
-        if not len(others):
-            raise FitError("every trusted input is a donor", tries=["more trusted inputs", "fewer donors"])
-        sample = trusted[np.sort(np.random.default_rng([seed, 1]).permutation(others)[:SAMPLE])]
-        ranked, sizes = self._ranked(model, donors, sample)
+        some = sample(trusted, seed, donors.inputs.digests)
+        ranked, sizes = self._ranked(model, donors, some)
         raw = FittedSufficiency.of(self, model, donors, ranked, sizes, Scales.unknown())
-        return FittedSufficiency.of(self, model, donors, ranked, sizes, Scales.of(raw.reduced(sample)))
+        return FittedSufficiency.of(self, model, donors, ranked, sizes, Scales.of(raw.reduced(some)))
 
     def restore(self, model: OpenModel, state: State) -> FittedSufficiency:
         """The fitted signature that wrote ``state``."""
@@ -90,11 +86,11 @@ class Sufficiency:
         sizes = tuple(int(size) for size in state.data["sizes"])
         return FittedSufficiency.of(self, model, donors, ranked, sizes, Scales.restore(state))
 
-    def _ranked(self, model: OpenModel, donors: Donors, sample: Inputs) -> tuple[tuple[Site, ...], tuple[int, ...]]:
+    def _ranked(self, model: OpenModel, donors: Donors, some: Inputs) -> tuple[tuple[Site, ...], tuple[int, ...]]:
         """All sites, the most important first, and how many of them each circuit holds."""
         everything = _components(model)
         if self.circuit is None:
-            ranked = _by_effect(model, donors, sample, self.target)
+            ranked = _by_effect(model, donors, some, self.target)
         else:
             given = _given(model, self.circuit)
             ranked = (*given, *(site for site in everything if not any(_inside(site, whole) for whole in given)))
@@ -211,18 +207,18 @@ def _given(model: OpenModel, circuit: Hypothesis | nx.DiGraph | Sequence[str]) -
     return tuple(dict.fromkeys(site for text in circuit for site in model.sites(text)))
 
 
-def _by_effect(model: OpenModel, donors: Donors, sample: Inputs, target: Target | Readout) -> tuple[Site, ...]:
+def _by_effect(model: OpenModel, donors: Donors, some: Inputs, target: Target | Readout) -> tuple[Site, ...]:
     """Heads and MLPs by the mean KL (nats) of resampling each on its own, over trusted inputs; largest first."""
     if model.architecture is None:
         raise FitError(
             f"the heads and MLPs of {model.name} are not known",
             tries=["circuit=('path.to.module', ...)", "a GPT-2, GPT-NeoX, Llama, BERT or ViT model"],
         )
-    found = groups(model, sample, ("heads", "mlps"))
+    found = groups(model, some, ("heads", "mlps"))
     resampler = Resampler.of(model, donors, as_target(target), found)
-    which = torch.as_tensor(donors.of(sample))
+    which = torch.as_tensor(donors.of(some))
     total = {site: 0.0 for group in found for site in group.sites}
-    for batch in model.batches(sample):
+    for batch in model.batches(some):
         for group in found:
             effects = resampler.effects(batch, which[torch.as_tensor(batch.rows)], group).divergence
             for site, value in zip(group.sites, effects.double().mean(-1).sum(0).tolist(), strict=True):

@@ -9,12 +9,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from causalmad.tasks.base import Progress, TaskData, describe_card, stream
 from causalmad.tasks.controls import control_scores
 from causalmad.tasks.matching import margins, matched_test
+from causalmad.tasks.small_gpt2 import last_position, small_gpt2
 from causalmad.tasks.tokens import LENGTH, VOCABULARY, Rows, draw, draw_new, join, memorised_table
 from causalmad.tasks.training import Recipe, one_cycle, trained
 
@@ -64,10 +65,10 @@ class InductionLookup:
 
         model, made = trained(_recipe(self.version, seed, table), seed, progress)
 
-        sure = margins(_forward(model, candidates.ids())[1])
+        sure = margins(last_position(model, candidates.ids())[1])
         chosen, labels = matched_test(sure, CANDIDATES, TEST, rng)
         test = candidates[chosen]
-        layers = zip(*(_forward(model, part.ids())[0] for part in (trusted, test)))
+        layers = zip(*(last_position(model, part.ids())[0] for part in (trusted, test)))
         controls = control_scores(labels, sure[chosen], (trusted.one_hot(), test.one_hot()), list(layers))
         name = f"induction-lookup{'[shift=true]' if self.shift else ''}"
         return TaskData(
@@ -96,40 +97,7 @@ def _recipe(version: str, seed: int, table: Rows) -> Recipe:
 
 def network() -> nn.Module:
     """An untrained GPT-2 of two layers and four heads for 16 tokens and 10 positions, without dropout."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=LENGTH,
-        n_embd=WIDTH,
-        n_layer=LAYERS,
-        n_head=HEADS,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=None,
-        eos_token_id=None,
-        use_cache=False,
-    )
-    model: nn.Module = GPT2LMHeadModel(config)
-    return model
-
-
-@torch.no_grad()
-def _forward(model: nn.Module, ids: Tensor) -> tuple[list[Tensor], Tensor]:
-    """(n, 32) residual stream after each block at the last position, and the (n, 16) logits there."""
-    layers: list[Tensor] = []
-
-    def keep(block: nn.Module, given: object, out: Tensor | tuple[Tensor, ...]) -> None:
-        layers.append((out if isinstance(out, Tensor) else out[0])[:, -1])
-
-    handles = [block.register_forward_hook(keep) for block in model.get_submodule("transformer.h").children()]
-    try:
-        logits: Tensor = model(input_ids=ids).logits[:, -1]
-    finally:
-        for handle in handles:
-            handle.remove()
-    return layers, logits
+    return small_gpt2(VOCABULARY, LENGTH, width=WIDTH, layers=LAYERS, heads=HEADS, spread=0.02)
 
 
 def _grade(model: nn.Module, table: Rows, rng: np.random.Generator) -> dict[str, float]:
@@ -137,7 +105,7 @@ def _grade(model: nn.Module, table: Rows, rng: np.random.Generator) -> dict[str,
     shares = {}
     for kind, anomalous in (("normal", False), ("anomalous", True)):
         sequences = draw(table, np.full(GRADED, anomalous), rng)
-        answers = _forward(model, sequences.ids())[1].argmax(1).numpy()
+        answers = last_position(model, sequences.ids())[1].argmax(1).numpy()
         shares[kind] = float(np.mean(answers == sequences.answer))
     return shares
 

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from causalmad.tasks.planting import kept
 
 
-def small_gpt2(vocabulary: int, length: int, *, width: int, layers: int, heads: int, inner: int) -> nn.Module:
+def small_gpt2(
+    vocabulary: int, length: int, *, width: int, layers: int, heads: int, inner: int | None = None, spread: float = 0.15
+) -> nn.Module:
     """An untrained GPT-2 without dropout.
 
     Args:
@@ -17,7 +19,9 @@ def small_gpt2(vocabulary: int, length: int, *, width: int, layers: int, heads: 
         width: of the residual stream.
         layers: number of blocks.
         heads: in each block.
-        inner: hidden neurons of each MLP.
+        inner: hidden neurons of each MLP; by default four times the width.
+        spread: standard deviation of the initial weights. 0.15 is near 1 / sqrt(width); from GPT-2's 0.02 a narrow
+            network starts on a plateau.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -34,7 +38,7 @@ def small_gpt2(vocabulary: int, length: int, *, width: int, layers: int, heads: 
         bos_token_id=None,
         eos_token_id=None,
         use_cache=False,
-        initializer_range=0.15,  # near 1 / sqrt(width): from GPT-2's 0.02 a narrow network starts on a plateau
+        initializer_range=spread,
     )
     model: nn.Module = GPT2LMHeadModel(config)
     return model

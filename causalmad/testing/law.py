@@ -11,7 +11,10 @@ from causalmad.errors import CausalmadError
 # on one toy only. An excuse that is no longer needed is a failure.
 EXCUSED: Mapping[tuple[str, str], str] = {
     ("*", "path-patching on mlp"): "paths run through the residual stream, which this toy does not have",
-    ("law_rows_stand_alone", "traced on gpt2"): "a user's own code reads a fixed position of rows padded on either side",
+    (
+        "law_rows_stand_alone",
+        "traced on gpt2",
+    ): "a user's own code reads a fixed position of the padded rows",
     ("*", "path-patching on conv"): "paths run through the residual stream, which this toy does not have",
 }
 
