@@ -88,7 +88,10 @@ class Detector:
         donors = _donor_digests(signature)
         reference_rows = np.array([row for row in fit_rows if inputs.digests[row] not in donors], dtype=np.int64)
         normal = signature(inputs[reference_rows])
-        pool = None if untrusted is None else signature(opened.inputs(untrusted)).values
+        pool, others = None, inputs[:0]
+        if untrusted is not None and self._compares:
+            others = opened.inputs(untrusted)
+            pool = signature(others).values
         reference = self._fit_reference(normal.values, pool, seed)
         held_out = signature(inputs[calibration_rows])
         calibrator = self.calibrator.fit(_scores(reference, held_out))
@@ -98,12 +101,18 @@ class Detector:
             "calibration": _ids(inputs, calibration_rows),
         }
         provenance = {"seed": seed, "ids": parts, "versions": versions(), "model": opened.name}
-        seen = frozenset(inputs.digests)
+        # A p-value compares with inputs that the fit has not seen: nothing that it has seen has one that means much.
+        seen = frozenset(inputs.digests) | (frozenset() if pool is None else frozenset(others.digests))
         return FittedDetector(self, opened, signature, reference, calibrator, normal, seen, provenance)
 
-    def _fit_reference(self, values: npt.NDArray[np.float32], pool: Any, seed: int) -> FittedReference:
+    @property
+    def _compares(self) -> bool:
+        """Whether the reference takes untrusted inputs; the others have no use for them."""
         fit = getattr(self.reference, "fit", None)
-        if pool is not None and fit is not None and "untrusted" in inspect.signature(fit).parameters:
+        return fit is not None and "untrusted" in inspect.signature(fit).parameters
+
+    def _fit_reference(self, values: npt.NDArray[np.float32], pool: Any, seed: int) -> FittedReference:
+        if pool is not None:
             fitted: FittedReference = copy.deepcopy(self.reference).fit(values, untrusted=pool)
             return fitted
         return fit_reference(self.reference, values, seed=seed)

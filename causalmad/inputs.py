@@ -262,10 +262,11 @@ def content_ids(fields: Mapping[int | str, Rows], count: int) -> tuple[str, ...]
 
 
 def _digest(row: Mapping[int | str, Tensor]) -> str:
+    """Hash of what the model is called with, however it was passed: by name or position, in whichever precision."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in row.items():
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}:".encode())
+    for number, (name, value) in enumerate(row.items()):
+        value = value.detach().cpu().to(torch.float32 if value.is_floating_point() else torch.int64).contiguous()
+        digest.update(f"{name if number else 'main'}:{value.dtype}:{tuple(value.shape)}:".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -60,20 +60,26 @@ def _block(block: Any) -> Block:
     )
 
 
-def _plain_column(name: str, values: npt.NDArray[Any]) -> list[Any]:
+def _plain_column(name: str, values: npt.NDArray[Any]) -> dict[str, Any]:
+    """Values with what they were: an array of numbers with its type, or single values with where the tuples are."""
     plain: list[Any] = values.tolist()
+    if values.dtype != object and values.dtype.kind in "biuf":
+        return {"type": str(values.dtype), "values": plain}
     if not all(value is None or isinstance(value, (int, float, str, list, tuple)) for value in plain):
         raise StoreError(
             f"column {name!r} of the trusted inputs is neither numbers nor text, and cannot be saved",
             tries=["drop the column", "numbers, text, or lists of them"],
         )
-    return plain
+    tuples = [row for row, value in enumerate(plain) if isinstance(value, tuple)]
+    return {"type": "object", "values": plain, "tuples": tuples}
 
 
-def _column(values: list[Any]) -> npt.NDArray[Any]:
-    if values and all(isinstance(value, (bool, int, float)) for value in values):
-        return np.array(values)
+def _column(data: Mapping[str, Any]) -> npt.NDArray[Any]:
+    values = data["values"]
+    if data["type"] != "object":
+        return np.array(values, dtype=data["type"])
+    tuples = set(data["tuples"])
     array = np.empty(len(values), dtype=object)
     for row, value in enumerate(values):
-        array[row] = tuple(value) if isinstance(value, list) else value
+        array[row] = tuple(value) if row in tuples else value
     return array

@@ -156,7 +156,10 @@ class _Workshop:
                 def edit(value: Tensor) -> Tensor:
                     new = align(values[place], one.mask, which, batch)
                     for site in (site for site in sites if site.place == place):
-                        value = site.put(value, site.take(new, batch), batch)
+                        # A named position is the donor's own; all others are counted from the last token.
+                        named = isinstance(site.position, str)
+                        part = site.take(values[place], one) if named else site.take(new, batch)
+                        value = site.put(value, part.expand(len(batch), *part.shape[1:]), batch)
                     return value
 
                 return edit

@@ -131,7 +131,9 @@ class Site:
         self._require_rows(value, batch)
         if isinstance(self.position, str) and self.position.partition(":")[0] == "all":
             return pool(self._within(part), batch.mask, self.position.partition(":")[2] or "mean")
-        return self._within(part[torch.arange(len(batch), device=part.device), position_index(self.position, batch)])
+        return self._within(
+            part[torch.arange(len(batch), device=part.device), position_index(self.position, batch).to(part.device)]
+        )
 
     def put(self, value: Tensor, new: Tensor, batch: Batch) -> Tensor:
         """``value`` with the part that this site names replaced by ``new``; ``value`` itself stays as it is."""
@@ -146,7 +148,8 @@ class Site:
         else:
             self._require_rows(value, batch)
             inner = inner.clone()
-            inner[torch.arange(len(batch), device=value.device), position_index(self.position, batch)] = True
+            index = position_index(self.position, batch).to(value.device)
+            inner[torch.arange(len(batch), device=value.device), index] = True
             new = new.unsqueeze(1) if new.ndim == inner.ndim - 1 else new
         try:
             whole = new.to(value.dtype).expand_as(inner)

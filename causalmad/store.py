@@ -53,7 +53,7 @@ def save(detector: FittedDetector, path: Path) -> None:
     try:
         signature = to_config("signatures", spec.signature, options)
         tensors |= {f"options:{key}": value for key, value in options.items()}
-        files = {_TENSORS: to_bytes({key: value.contiguous().cpu() for key, value in tensors.items()})}
+        files = {_TENSORS: to_bytes({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})}
         content = {
             "schema": SCHEMA,
             "signature": signature,

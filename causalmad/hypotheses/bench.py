@@ -24,17 +24,31 @@ class Held:
     """Values at a site for some jobs.
 
     Attributes:
-        value: (jobs, features) at a position, otherwise (jobs, positions, features).
-        mask: (jobs, positions) real tokens of where the values come from; None without tokens.
+        values: (inputs, features) at a position, otherwise (inputs, positions, features).
+        masks: (inputs, positions) real tokens of where the values come from; None without tokens.
+        rows: (jobs,) the input of every job; None for one job an input. Nothing is copied before it is asked for, since
+            many jobs share few inputs.
     """
 
-    value: Tensor
-    mask: Tensor | None
+    values: Tensor
+    masks: Tensor | None
+    rows: Rows | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """(jobs, ...) the values of every job."""
+        return self.values if self.rows is None else self.values[torch.as_tensor(self.rows, device=self.values.device)]
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(jobs, positions) real tokens of every job."""
+        if self.masks is None or self.rows is None:
+            return self.masks
+        return self.masks[torch.as_tensor(self.rows, device=self.masks.device)]
 
     def take(self, rows: Rows) -> Held:
-        """The values of some jobs."""
-        index = torch.as_tensor(rows, device=self.value.device)
-        return Held(self.value[index], None if self.mask is None else self.mask[index])
+        """The values of some jobs, as often as they are named."""
+        return Held(self.values, self.masks, rows if self.rows is None else self.rows[rows])
 
 
 @dataclass(frozen=True, eq=False)

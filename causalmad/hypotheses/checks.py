@@ -129,7 +129,9 @@ def _exchange_problems(bench: Bench, sites: Mapping[str, tuple[Site, ...]]) -> l
 
 def _overlap(one: Site, other: Site) -> bool:
     """Whether two sites have entries in common; subspaces and named positions are taken to differ as their names do."""
-    if one.place != other.place or one.subspace != other.subspace:
+    if one.place != other.place:
+        return False
+    if one.subspace is not None and other.subspace is not None and one.subspace != other.subspace:
         return False
     if one.position != other.position and None not in (one.position, other.position):
         return False

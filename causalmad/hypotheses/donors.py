@@ -37,8 +37,8 @@ class Donors:
         Raises:
             FitError: when the trusted inputs are too few.
         """
-        _, first = np.unique(np.array(trusted.digests), return_index=True)
-        distinct = np.sort(first)
+        # In the order of the contents, so that the order in which trusted inputs come decides nothing.
+        _, distinct = np.unique(np.array(trusted.digests), return_index=True)
         if len(distinct) < count + 1:
             raise FitError(
                 f"{len(distinct)} distinct trusted inputs for {count} donors and a spare",

@@ -162,6 +162,12 @@ def apply(mechanism: Any, node: str, causes: Mapping[str, Any]) -> Any:
 
 def log_probability(logits: torch.Tensor, classes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """(jobs,) log-probability of a class, in nats."""
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < logits.shape[-1]:
+        raise HypothesisError(
+            f"the output's mechanism answers classes {int(classes.min())} to {int(classes.max())}",
+            needed=f"the index of one of the model's {logits.shape[-1]} classes",
+        )
     index = torch.as_tensor(classes, device=logits.device)[:, None]
-    found: npt.NDArray[np.float64] = logits.log_softmax(-1).gather(-1, index).squeeze(-1).double().cpu().numpy()
+    # In single precision the log-probability of a confident answer is mostly rounding.
+    found: npt.NDArray[np.float64] = logits.double().log_softmax(-1).gather(-1, index).squeeze(-1).cpu().numpy()
     return found

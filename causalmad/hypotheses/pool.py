@@ -91,7 +91,13 @@ class Pool:
 
     def _draw(self, jobs: Jobs, purpose: str, candidates: Sequence[Rows]) -> Rows:
         drawn = np.full(len(jobs), NOBODY)
-        for job, (digest, draw, rows) in enumerate(zip(jobs.digests, jobs.draws, candidates, strict=True)):
+        # Candidates in the order of their contents, so that the order in which trusted inputs come decides nothing.
+        place = np.argsort(np.argsort(np.array(self.inputs.digests), kind="stable"))
+        ordered: dict[int, Rows] = {}
+        for job, (digest, draw, found) in enumerate(zip(jobs.digests, jobs.draws, candidates, strict=True)):
+            if id(found) not in ordered:
+                ordered[id(found)] = found[np.argsort(place[found])]
+            rows = ordered[id(found)]
             if digest in self.own:
                 rows = rows[np.isin(rows, self.own[digest], invert=True)]
             if len(rows):

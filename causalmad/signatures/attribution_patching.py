@@ -28,7 +28,7 @@ from causalmad.signatures.scaled import sample
 from causalmad.signatures.sums import unit_sums
 from causalmad.signatures.units import Group, groups, groups_from_data, groups_to_data
 from causalmad.sites import Place
-from causalmad.targets import Readout, Target, TopMargin, as_target
+from causalmad.targets import Divergence, Readout, Target, TopMargin, as_target
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class AttributionPatching:
             raise FitError(f"baseline={self.baseline!r}", needed="'mean', 'zero' or 'donors'")
         if self.steps < 1 or self.donors < 1:
             raise FitError(f"steps={self.steps}, donors={self.donors}", needed="at least 1 of each")
+        if isinstance(self.target, Divergence) and self.steps == 1:
+            raise FitError(
+                "the divergence from the clean output has no slope at the clean input, so one step sees nothing",
+                tries=["steps=8", "target=TopMargin()"],
+            )
 
     def fit(self, model: OpenModel, trusted: Inputs, seed: int = 0) -> FittedAttributionPatching:
         """Take the baseline and the columns' units from the trusted inputs.

@@ -179,11 +179,11 @@ def input_mask(group: Group, units: Tensor, batch: Batch) -> Tensor:
 def _site_mask(group: Group, units: Tensor, value: Tensor, batch: Batch) -> Tensor:
     """A mask that broadcasts to an activation: which part of it is replaced in each variant."""
     if group.ragged:
-        return _at_unit(units, batch).reshape(*value.shape[:2], *[1] * (value.ndim - 2))
+        return _at_unit(units, batch).to(value.device).reshape(*value.shape[:2], *[1] * (value.ndim - 2))
     whole = [_part(site, value[:1]) for site in group.sites]
     mask = torch.stack([whole[unit] for unit in units.tolist()])
     if batch.mask is not None and value.ndim >= 3 and value.shape[1] == batch.mask.shape[1]:
-        mask = mask & batch.mask.reshape(*batch.mask.shape, *[1] * (value.ndim - 2))
+        mask = mask & batch.mask.to(value.device).reshape(*batch.mask.shape, *[1] * (value.ndim - 2))
     return mask
 
 

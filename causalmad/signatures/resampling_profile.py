@@ -76,6 +76,11 @@ class ResamplingProfile:
         require_inputs(trusted)
         donors = Donors.draw(trusted, self.donors, seed)
         found = groups(model, trusted, self.units)
+        if any(group.name.startswith("neurons") for group in found):
+            raise FitError(
+                "a run for every neuron is not what a profile is for",
+                tries=["units='mlps'", "AttributionPatching('neurons')"],
+            )
         longest = int(trusted.lengths.max()) if trusted.tokens else 0
         raw = FittedResamplingProfile(self, model, donors, found, longest, (), np.ones(0))
         reduced = raw.reduced(sample(trusted, seed, donors.inputs.digests))

@@ -21,15 +21,16 @@ CHUNK = 512
 
 
 def sample(trusted: Inputs, seed: int, donors: Collection[str] = ()) -> Inputs:
-    """Some trusted inputs, in their order, none of whose content is a donor's: they set the units of the columns.
+    """Some trusted inputs, none of whose content is a donor's: they set the units of the columns.
 
     Raises:
         FitError: when every trusted input is a donor.
     """
-    others = [row for row, digest in enumerate(trusted.digests) if digest not in set(donors)]
+    rows = np.argsort(np.array(trusted.digests), kind="stable")  # their order of arrival decides nothing
+    others = [int(row) for row in rows if trusted.digests[row] not in set(donors)]
     if not others:
         raise FitError("every trusted input is a donor", tries=["more trusted inputs", "fewer donors"])
-    return trusted[np.sort(np.random.default_rng([seed, 1]).permutation(others)[:_SAMPLE])]
+    return trusted[np.random.default_rng([seed, 1]).permutation(others)[:_SAMPLE]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,7 +62,7 @@ def _masked(group: Group, value: Tensor, batch: Batch) -> Tensor:
 def _over_tokens(value: Tensor, batch: Batch) -> Tensor:
     """(batch, ...) summed over the real tokens, or over all positions where there are no tokens."""
     if batch.mask is not None and value.ndim >= 3 and value.shape[1] == batch.mask.shape[1]:
-        keep = batch.mask.reshape(*batch.mask.shape, *[1] * (value.ndim - 2))
+        keep = batch.mask.to(value.device).reshape(*batch.mask.shape, *[1] * (value.ndim - 2))
         return torch.where(keep, value, 0).sum(1)
     return value.sum(1) if value.ndim >= 3 else value
 
