@@ -16,7 +16,7 @@ from causalmad.signatures.base import Signatures
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Detection:
     """What a detector says of some inputs.
 
@@ -46,6 +46,10 @@ class Detection:
     def flags(self) -> npt.NDArray[np.bool_]:
         """(n,) whether each input is flagged."""
         return np.asarray(self.p_values <= self.alpha)
+
+    def __repr__(self) -> str:
+        """What was detected, in a line."""
+        return f"Detection({int(self.flags.sum())} of {len(self)} inputs flagged at alpha={self.alpha:g})"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,10 +90,13 @@ class Detection:
 
         title = f"{int(self.flags.sum())} of {len(self)} inputs flagged at alpha = {self.alpha:g}"
         hidden = len(self) - top
-        found = Table(title=title, title_justify="left", caption=f"{hidden} more inputs" if hidden > 0 else None)
+        known = len(self.provenance.get("also trusted", ()))
+        notes = [f"{hidden} more inputs"] if hidden > 0 else []
+        notes += [f"{known} were fitted on: their p-values mean nothing"] if known else []
+        found = Table(title=title, title_justify="left", caption="; ".join(notes) or None)
         for heading, side in (("id", "left"), ("score", "right"), ("p", "right"), ("flag", "left")):
-            found.add_column(heading, justify=side)  # type: ignore[arg-type]
-        found.add_column("leading column")
+            found.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
+        found.add_column("leading column", overflow="fold")
         for row in np.argsort(-self.scores, kind="stable")[:top]:
             flag = "flag" if self.flags[row] else ""
             cells = (self.ids[row], f"{self.scores[row]:.4g}", f"{self.p_values[row]:.3g}", flag)

@@ -118,7 +118,7 @@ class Detector:
         return fit_reference(self.reference, values, seed=seed)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FittedDetector:
     """A detector on one model.
 
@@ -141,6 +141,14 @@ class FittedDetector:
     trusted: Signatures
     seen: frozenset[str]
     provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        """What was fitted, in a line."""
+        sizes = {name: len(ids) for name, ids in self.provenance["ids"].items()}
+        return (
+            f"FittedDetector({self.spec.signature!r}, {self.spec.reference!r}, on {self.model.name}: "
+            f"{sizes['reference']} inputs for what is normal, {sizes['calibration']} for p-values)"
+        )
 
     def score(self, inputs: Any) -> Floats:
         """(n,) anomaly scores, higher = more anomalous, in the reference's unit."""

@@ -112,7 +112,7 @@ def table(key: str, data: dict[str, object], top: int = 10) -> object:
         caption_justify="left",
     )
     for heading, side in (("column", "left"), ("contribution", "right"), ("here", "right"), ("trusted mean", "right")):
-        found.add_column(heading, justify=side)  # type: ignore[arg-type]
+        found.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
     for part in parts[:top]:
         found.add_row(str(part["column"]), *(f"{part[name]:.4g}" for name in ("amount", "value", "trusted")))
     rest = sum(part["amount"] for part in parts[top:])

@@ -29,6 +29,7 @@ class Batch:
         mask: (batch, positions) bool, true at real tokens; None where the inputs are no tokens.
         extra: keyword -> tensor for what the padding needs (``attention_mask``, ``position_ids``).
         columns: name -> (batch,) values that the model never sees; sites such as ``@S2`` look positions up here.
+        ids: (batch,) ids of the inputs, for messages.
     """
 
     rows: npt.NDArray[np.int64]
@@ -36,6 +37,7 @@ class Batch:
     mask: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,6 +68,7 @@ class Batch:
             None if self.mask is None else self.mask[index],
             {name: value[index] for name, value in self.extra.items()},
             {name: value[rows] for name, value in self.columns.items()},
+            tuple(self.ids[row] for row in rows) if self.ids else (),
         )
 
 
@@ -210,15 +213,16 @@ class Inputs:
             else:
                 fields[name] = move(_pad([values[i] for i in rows], side, 0 if fields else fill))
         columns = {name: values[rows] for name, values in self.columns.items()}
+        ids = tuple(self.ids[row] for row in rows)
         if not self.tokens:
-            return Batch(rows, fields, columns=columns)
+            return Batch(rows, fields, columns=columns, ids=ids)
         mask = _pad([torch.ones(int(self.lengths[i]), dtype=torch.bool) for i in rows], side)
         extra = {
             "attention_mask": mask.long(),
             "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0),
         }
         kept = {name: move(value) for name, value in extra.items() if name in accepts and name not in fields}
-        return Batch(rows, fields, move(mask), kept, columns)
+        return Batch(rows, fields, move(mask), kept, columns, ids)
 
     @classmethod
     def of(

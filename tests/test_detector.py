@@ -7,11 +7,11 @@ from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import KernelDensity
 
 from causalmad import Detector, FittedDetector, Inputs
-from causalmad.errors import CalibrationError, CausalmadError, FitError, InputsError, SpecError
+from causalmad.errors import CalibrationError, CausalmadError, FitError, InputsError, ModelError, SpecError
 from causalmad.references import Mahalanobis
 from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
 from causalmad.testing.toys import toy
-from causalmad.testing.traces import ToyFailure, failing, untouched
+from causalmad.testing.traces import failing, untouched
 
 PROFILE = Detector(ResamplingProfile(donors=2))
 
@@ -171,9 +171,13 @@ def test_bad_inputs_to_score_are_named_and_leave_nothing():
         fitted.detect(made.fresh, alpha=0.01)
     with untouched(made.model, "NaN"), pytest.raises(CausalmadError, match="NaN"):
         fitted.score(torch.full((2, 12), float("nan")))
-    with untouched(made.model, "another width"), pytest.raises(RuntimeError, match="mat1 and mat2"):
+    with untouched(made.model, "another width"), pytest.raises(ModelError, match="mat1 and mat2"):
         fitted.score(torch.zeros(2, 5))
-    with failing(made.model, 0), untouched(made.model, "a failure"), pytest.raises(ToyFailure):
+    with (
+        failing(made.model, 0),
+        untouched(made.model, "a failure"),
+        pytest.raises(ModelError, match="raised ToyFailure"),
+    ):
         Detector(ResamplingProfile(donors=2)).fit(made.model, made.trusted)
 
 

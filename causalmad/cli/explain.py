@@ -20,7 +20,7 @@ def explain(
     flags: Annotated[
         str, typer.Argument(help="File that `causalmad detect` wrote, - for standard input.", metavar="FILE")
     ],
-    key: Annotated[str, typer.Option("--id", help="Which input.", metavar="ID")],
+    key: Annotated[str, typer.Option("--id", help="Which input: its id, or its row from 0 on.", metavar="ID")],
     top: Annotated[int, typer.Option(help="How many columns are shown one by one.", min=1)] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print the row as JSON instead, with all columns.")] = False,
     debug: Debug = False,
@@ -28,9 +28,17 @@ def explain(
     """Show the columns whose contributions sum to an input's score, and the nearest trusted inputs."""
     rows = read_rows(flags)
     ids = [str(row.values.get("id")) for row in rows]
-    if key not in ids:
-        raise InputsError(f"no input {key!r} in {flags}", tries=[f"--id {name}" for name in nearest(key, ids)])
-    row = rows[ids.index(key)]
+    if key in ids:
+        row = rows[ids.index(key)]
+    elif key.isdigit() and int(key) < len(rows):
+        row = rows[int(key)]  # inputs without ids of their own have hashes for ids, which nobody types
+    else:
+        raise InputsError(
+            f"no input {key!r} in {flags}",
+            needed=f"an id, or a row number 0..{len(rows) - 1}",
+            tries=[f"--id {name}" for name in nearest(key, ids)],
+        )
+    key = str(row.values.get("id"))
     missing = [name for name in _NEEDED if name not in row.values]
     if missing:
         raise InputsError(

@@ -39,7 +39,10 @@ def fit(
         typer.Option(help="A named part of the input's last axis; may be repeated.", metavar="NAME=A:B"),
     ] = None,
     calibration_share: Annotated[
-        float | None, typer.Option(help="Share of the trusted inputs kept for p-values.", show_default="a third")
+        float | None,
+        typer.Option(
+            help="Share of the trusted inputs kept for p-values.", show_default="a third, up to a half of few"
+        ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Inputs a batch, at most.", min=1)] = None,
     device: Device = "cpu",

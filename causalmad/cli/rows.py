@@ -39,7 +39,7 @@ def read_rows(path: str) -> list[Row]:
     for number, line in read_lines(path):
         place = f"{source}, line {number}"
         try:
-            values = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+            values = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse)
         except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError as well
             raise InputsError(f"{place} is no JSON: {error}", needed=f"one object a line, such as {FORMS}") from error
         if not isinstance(values, dict):

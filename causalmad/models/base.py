@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from causalmad.errors import ModelError
+from causalmad.errors import CausalmadError, ModelError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models.fingerprint import digest, parameter_digests
 from causalmad.models.quiet import quiet
@@ -69,7 +69,7 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OpenModel:
     """A model that signatures can read, differentiate and intervene on; made by :func:`causalmad.open_model`.
 
@@ -96,6 +96,11 @@ class OpenModel:
     side: str = "left"
     batch_size: int = 64
     standing: Callable[[Batch], Mapping[Place, Patch]] | None = None
+
+    def __repr__(self) -> str:
+        """The model, its family and its engine, in a line."""
+        family = self.architecture.name if self.architecture else "no known family"
+        return f"OpenModel({self.name}, {family}, engine={self.engine.name!r})"
 
     @property
     def plain(self) -> OpenModel:
@@ -183,15 +188,21 @@ class OpenModel:
         # Tensors of an enclosing inference mode can be neither differentiated nor watched for in-place changes.
         with self.quiet(), torch.inference_mode(False):
             args, kwargs = self._call(batch, position)
-            result, values, grads = self.engine.run(
-                self.module,
-                tuple(map(_ordinary, args)),
-                {name: _ordinary(value) for name, value in kwargs.items()},
-                read=tuple(read),
-                edits=edits or {} if self.standing is None else _after(self.standing(batch), edits or {}),
-                objective=objective,
-                output=output,
-            )
+            standing = {} if self.standing is None else self.standing(batch)
+            try:
+                result, values, grads = self.engine.run(
+                    self.module,
+                    tuple(map(_ordinary, args)),
+                    {name: _ordinary(value) for name, value in kwargs.items()},
+                    read=tuple(read),
+                    edits=_after(standing, edits or {}),
+                    objective=objective,
+                    output=output,
+                )
+            except CausalmadError:
+                raise
+            except Exception as error:
+                raise _failed(self.name, batch, error) from error
             logits = read_logits(result, batch, position).detach() if output or objective is not None else None
         return Run(logits, values, grads)
 
@@ -225,6 +236,21 @@ class OpenModel:
 def _ordinary(value: Any) -> Any:
     """A tensor that autograd may save."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _failed(name: str, batch: Batch, error: Exception) -> ModelError:
+    """What to say when a model raises; its own error is the cause."""
+    shape = f"{tuple(batch.main.shape)} {str(batch.main.dtype).removeprefix('torch.')}"
+    first = f", the first of them {batch.ids[0]!r}" if batch.ids else ""
+    return ModelError(
+        f"{name} raised {type(error).__name__} on {len(batch)} inputs {shape}{first}: {error}",
+        causes=[
+            "inputs of another width or type than the model takes",
+            "token ids outside the vocabulary, or more tokens than positions",
+            "too little memory for a batch",
+        ],
+        tries=["model(inputs[:1]) outside of causalmad, to see it alone", "open_model(model, batch_size=8)"],
+    )
 
 
 def _after(first: Mapping[Place, Patch], then: Mapping[Place, Patch]) -> dict[Place, Patch]:
@@ -274,8 +300,8 @@ def read_logits(result: Any, batch: Batch, position: int | str) -> Tensor:
     if not bool(torch.isfinite(logits.detach().float()).all(-1).all()):
         bad = (~torch.isfinite(logits.detach().float()).all(-1)).nonzero().flatten().tolist()
         raise ModelError(
-            f"the model returned NaN or infinite logits for {len(bad)} of {len(batch)} inputs, the first at row "
-            f"{int(batch.rows[bad[0]])}",
+            f"the model returned NaN or infinite logits for {len(bad)} of the {len(batch)} inputs of a batch, the "
+            f"first for {f'input {batch.ids[bad[0]]!r}' if batch.ids else f'row {int(batch.rows[bad[0]])}'}",
             causes=["overflow in half precision", "NaN in the inputs or in the weights"],
             tries=["model.float()", "torch.autograd.set_detect_anomaly(True) to find the module"],
         )
