@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from causalmad.catalogue import KINDS, Entry, find, name_of
+from causalmad.catalogue import KINDS, Entry, catalogue, find, name_of
 from causalmad.errors import SpecError, nearest
 
 _SCALARS = (bool, int, float, str, type(None))
@@ -213,11 +213,12 @@ def _guess(raw: str) -> object:
 
 
 def _nested(raw: str) -> tuple[bool, object]:
-    """A part inside a part: a target, or another spec."""
-    try:
-        return True, parse_spec("targets", raw)
-    except SpecError:
-        return False, None
+    """A part inside a part: a target, or another spec; the kind is the first that has the name."""
+    name = raw.partition("[")[0].strip()
+    for kind in ("targets", "signatures", "references", "calibrators"):
+        if any(entry.name == name for entry in catalogue(kind)):
+            return True, parse_spec(kind, raw)
+    return False, None
 
 
 def _to_json(value: object, key: str, tensors: dict[str, Any]) -> Any:

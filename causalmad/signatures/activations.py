@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from causalmad.signatures.base import (
     require_inputs,
     signatures,
 )
+from causalmad.signatures.table import table
 from causalmad.sites import Site
 
 
@@ -80,13 +80,13 @@ class FittedActivations:
     def __call__(self, inputs: Any) -> Signatures:
         """(n, d) activations; one forward pass, stopped after the last site."""
         known = self.model.inputs(inputs)
-        values = np.empty((len(known), len(self.columns)), dtype=np.float32)
         places = list({site.place: None for site in self.sites})
-        with self.model.quiet():
-            for batch in self.model.batches(known):
-                run = self.model.run(batch, read=places, output=False)
-                row = torch.cat([features(run.values[site.place], site, batch) for site in self.sites], dim=1)
-                values[batch.rows] = row.float().cpu().numpy()
+
+        def rows(batch: Batch) -> Tensor:
+            run = self.model.run(batch, read=places, output=False)
+            return torch.cat([features(run.values[site.place], site, batch) for site in self.sites], dim=1)
+
+        values = table(self.model, known, len(self.columns), rows)
         return signatures(known, self.columns, values)
 
     def state(self) -> State:

@@ -45,15 +45,23 @@ class Toy:
         return Hypothesis(graph)
 
     def ready(self, spec: Any) -> Any:
-        """A signature with what it cannot do without: a hypothesis, a circuit where the sites have no roles, code."""
+        """A signature with what it cannot do without: a hypothesis, a circuit where the sites have no roles, code.
+
+        Signatures inside it get theirs too.
+        """
+        if isinstance(spec, tuple):
+            return tuple(map(self.ready, spec))
+        if not is_dataclass(spec) or isinstance(spec, type):
+            return spec
         needs = {
             "hypothesis": self.hypothesis,
             "circuit": None if self.trusted.tokens else self.places,
             "function": last_logits if self.trusted.tokens else outputs,
         }
-        options = {field.name for field in fields(spec)} if is_dataclass(spec) else set()
-        missing = {name: value for name, value in needs.items() if name in options and getattr(spec, name) is None}
-        return replace(spec, **missing) if missing else spec
+        options = {field.name: getattr(spec, field.name) for field in fields(spec) if field.init}
+        filled = {name: needs[name] if name in needs and value is None else value for name, value in options.items()}
+        nested = {name: self.ready(value) for name, value in filled.items() if name in ("signature", "signatures")}
+        return replace(spec, **{**filled, **nested})
 
 
 def outputs(model: Any, tracer: Any) -> Any:
@@ -71,8 +79,8 @@ def toy(name: str, trusted: int = 48, fresh: int = 12) -> Toy:
 
     Args:
         name: one of ``mlp`` (blocks on its inputs, one of which plays no part; dropout), ``linear`` (blocks), ``conv``
-            (images; batch norm and dropout), ``gpt2``, ``llama`` or ``neox`` (two layers, two heads, width 16, tokens
-            of differing length).
+            (images; batch norm and dropout), ``gpt2``, ``llama``, ``neox`` or ``bert`` (two layers, two heads, width 16,
+            tokens of differing length; the last a classifier).
         trusted: number of trusted inputs.
         fresh: number of fresh inputs.
 
@@ -151,6 +159,13 @@ def _neox() -> nn.Module:
     return _louder(hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**_SIZES)))
 
 
+def _bert() -> nn.Module:
+    import transformers as hf
+
+    sizes: dict[str, Any] = {key: value for key, value in _SIZES.items() if not key.endswith("token_id")}
+    return _louder(hf.BertForSequenceClassification(hf.BertConfig(**sizes, num_labels=3, pad_token_id=0)))
+
+
 _SIZES: dict[str, Any] = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -195,4 +210,5 @@ _TOYS: dict[str, _Parts] = {
     "gpt2": (_gpt2, _tokens, ("transformer.h.0@-1", "transformer.h.1.mlp@-1")),
     "llama": (_llama, _tokens, ("model.layers.0@-1", "model.layers.1.mlp@-1")),
     "neox": (_neox, _tokens, ("gpt_neox.layers.0@-1", "gpt_neox.layers.1.mlp@-1")),
+    "bert": (_bert, _tokens, ("bert.encoder.layer.0@0", "bert.encoder.layer.1@0")),
 }

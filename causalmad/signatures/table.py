@@ -1,0 +1,31 @@
+"""The loop that most signatures share: batch by batch, one row of numbers per input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from causalmad.inputs import Batch, Inputs
+from causalmad.models import OpenModel
+
+
+def table(
+    model: OpenModel, inputs: Inputs, width: int, rows: Callable[[Batch], Tensor], *, size: int | None = None
+) -> npt.NDArray[np.float64]:
+    """(n, width) numbers of inputs, in the order of the inputs.
+
+    Args:
+        model: kept quiet (eval mode, frozen, locked) for as long as it lasts.
+        inputs: what the numbers are of.
+        width: columns.
+        rows: from a batch to its (batch, width) numbers, which depend on nothing but each input itself.
+        size: inputs a batch, at most; by default the model's.
+    """
+    values = np.empty((len(inputs), width))
+    with model.quiet():
+        for batch in model.batches(inputs, size):
+            values[batch.rows] = rows(batch).detach().double().cpu().numpy()
+    return values
