@@ -72,10 +72,14 @@ def detector_text(detector: Detector) -> str:
     parts: list[Any] = [detector.signature, detector.reference]
     if detector.calibrator != Conformal():
         parts.append(detector.calibrator)
-    return "+".join(_spec_text(kind, part) for kind, part in zip(_PARTS, parts))
+    return "+".join(spec_text(kind, part) for kind, part in zip(_PARTS, parts))
 
 
-def _spec_text(kind: str, spec: object) -> str:
+def spec_text(kind: str, spec: object) -> str:
+    """A part of the catalogue as it is written on the command line: its name, and the options that are not usual.
+
+    A part that is in no catalogue stands as the name of its class.
+    """
     try:
         config = to_config(kind, spec)
         usual = to_config(kind, parse_spec(kind, config["name"]))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from causalmad import __version__
+from causalmad.cli.bench import bench, compare
 from causalmad.cli.demo import demo
 from causalmad.cli.detect import detect
 from causalmad.cli.evaluate import evaluate
@@ -47,6 +48,8 @@ for name, command in (
     ("detect", detect),
     ("explain", explain),
     ("evaluate", evaluate),
+    ("bench", bench),
+    ("compare", compare),
 ):
     app.command(name)(command)
 

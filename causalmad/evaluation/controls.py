@@ -38,7 +38,9 @@ def control_aurocs(data: TaskData, seed: int = 0) -> dict[str, float | None]:
     ``output-entropy`` the entropy of the output. ``input-mahalanobis`` and ``input-knn`` look at raw inputs: floats as
     they are; tokens as one-hot places where all sequences are of one length, otherwise as counts. ``length`` is the
     distance from the usual number of tokens, where that varies. ``activations+mahalanobis`` is the baseline detector,
-    with its two-sided form for activations that are made to look too typical.
+    with its two-sided form for activations that are made to look too typical. The two skylines are supervised and no
+    detectors: classifiers trained on the labels (a random forest on raw inputs, logistic regression on activations),
+    scored on folds that they were not trained on; they say how much there is to find.
 
     Args:
         data: a loaded task.
@@ -72,11 +74,28 @@ class _Controls:
             "input-knn": lambda: _nearest(*self.raw),
             "activations+mahalanobis": lambda: _distance(Mahalanobis(), *self.activations),
             "activations+mahalanobis[two_sided=true]": lambda: _distance(both, *self.activations),
+            "input-skyline": lambda: self.skyline(self.raw[1], "forest"),
+            "activation-skyline": lambda: self.skyline(self.activations[1], "linear"),
         }
         lengths = [self.data.trusted.lengths, self.data.test.lengths]
         if self.data.test.tokens and len(np.unique(np.concatenate(lengths))) > 1:
             known["length"] = lambda: np.abs(lengths[1] - np.median(lengths[0]))
         return known
+
+    def skyline(self, rows: Floats, kind: str) -> Floats:
+        """(n_test,) out-of-fold log-odds of a classifier that was given the labels."""
+        from sklearn.ensemble import RandomForestClassifier
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import StratifiedKFold, cross_val_predict
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+        model = RandomForestClassifier(100, random_state=self.seed) if kind == "forest" else linear
+        folds = StratifiedKFold(5, shuffle=True, random_state=self.seed)
+        odds = cross_val_predict(model, rows, self.data.labels, cv=folds, method="predict_proba")
+        found: Floats = odds[:, 1]
+        return found
 
     @cached_property
     def outputs(self) -> tuple[Floats, Floats]:

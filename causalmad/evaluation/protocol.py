@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from causalmad.calibration.interval import beta_binomial_interval
 from causalmad.config import parse_spec
 from causalmad.detector import Detector, FittedDetector, versions
@@ -16,6 +19,8 @@ from causalmad.evaluation.results import Evaluation, SeedResult
 from causalmad.evaluation.threads import fitting_threads
 from causalmad.names import detector_text, parse_detector, with_hypothesis
 from causalmad.tasks.base import Task, TaskData
+
+Floats = npt.NDArray[np.float64]
 
 RATES = ("0.01", "0.05")
 
@@ -60,7 +65,9 @@ def evaluate(
     return Evaluation(wanted, text, tuple(results), versions())
 
 
-def evaluate_seed(data: TaskData, detector: Detector, seed: int = 0) -> tuple[SeedResult, FittedDetector]:
+def evaluate_seed(
+    data: TaskData, detector: Detector, seed: int = 0, *, controls: Mapping[str, float | None] | None = None
+) -> tuple[SeedResult, FittedDetector]:
     """The numbers of a detector on a loaded task, and the fitted detector; labels are used for the metrics only.
 
     A signature that tests a hypothesis and has none is given the task's own.
@@ -69,17 +76,21 @@ def evaluate_seed(data: TaskData, detector: Detector, seed: int = 0) -> tuple[Se
         data: what the task's ``load`` gave.
         detector: what is fitted.
         seed: of the fit.
+        controls: AUROC of the surface controls, where they are known already.
     """
     with fitting_threads(data.model):
-        return _evaluate_seed(data, with_hypothesis(detector, data.hypothesis), seed)
+        return _evaluate_seed(data, with_hypothesis(detector, data.hypothesis), seed, controls)
 
 
-def _evaluate_seed(data: TaskData, detector: Detector, seed: int) -> tuple[SeedResult, FittedDetector]:
+def _evaluate_seed(
+    data: TaskData, detector: Detector, seed: int, controls: Mapping[str, float | None] | None
+) -> tuple[SeedResult, FittedDetector]:
     started = time.perf_counter()
     fitted = detector.fit(data.model, data.trusted, data.untrusted, seed=seed)
     fit_seconds = time.perf_counter() - started
     started = time.perf_counter()
-    scores = fitted.score(data.test)
+    found = fitted.detect(data.test, _reachable(fitted))
+    scores = found.scores
     score_seconds = time.perf_counter() - started
     sizes = {
         "trusted": len(data.trusted),
@@ -87,7 +98,8 @@ def _evaluate_seed(data: TaskData, detector: Detector, seed: int) -> tuple[SeedR
         "test": len(data.test),
         "normal": len(data.normal),
     }
-    shares, intervals, notes = _false_alarms(fitted, data, sizes["calibration"])
+    normal = fitted.detect(data.normal, _reachable(fitted)).p_values
+    shares, intervals, notes = _false_alarms(fitted, normal, sizes["calibration"])
     accuracy = data.card.get("accuracy", {})
     result = SeedResult(
         seed,
@@ -99,18 +111,36 @@ def _evaluate_seed(data: TaskData, detector: Detector, seed: int) -> tuple[SeedR
         fit_seconds,
         score_seconds,
         sizes,
-        control_aurocs(data, seed),
+        control_aurocs(data, seed) if controls is None else controls,
         accuracy if isinstance(accuracy, Mapping) else {"all": accuracy},
         notes,
+        _subsets(data, scores),
+        scores,
+        found.p_values,
+        normal,
     )
     return result, fitted
 
 
+def _reachable(fitted: FittedDetector) -> float:
+    """An alpha that the calibration set allows: p-values are wanted here, whatever is flagged."""
+    return min(max(0.05, fitted.calibrator.smallest), 0.99)
+
+
+def _subsets(data: TaskData, scores: Floats) -> dict[str, float]:
+    """AUROC within each value of the test inputs' column ``subset``, for tasks that divide their inputs."""
+    named = data.test.columns.get("subset")
+    if named is None:
+        return {}
+    parts = {str(value): np.asarray(named == value) for value in np.unique(named)}
+    both = {value: rows for value, rows in parts.items() if len(np.unique(data.labels[rows])) == 2}
+    return {value: auroc(data.labels[rows], scores[rows]) for value, rows in both.items()}
+
+
 def _false_alarms(
-    fitted: FittedDetector, data: TaskData, held_out: int
+    fitted: FittedDetector, p_values: Floats, held_out: int
 ) -> tuple[dict[str, float | None], dict[str, tuple[float, float] | None], tuple[str, ...]]:
     """Share of fresh normal inputs flagged per alpha, the interval in which it should lie, and what to say about it."""
-    p_values = fitted.calibrator.p_values(fitted.score(data.normal))
     shares: dict[str, float | None] = {}
     intervals: dict[str, Any] = {}
     notes = []
@@ -119,7 +149,7 @@ def _false_alarms(
         try:
             fitted.calibrator.require(alpha)
             shares[text] = float((p_values <= alpha).mean())
-            intervals[text] = beta_binomial_interval(held_out, len(data.normal), alpha, 0.99)
+            intervals[text] = beta_binomial_interval(held_out, len(p_values), alpha, 0.99)
         except CalibrationError as error:
             shares[text] = intervals[text] = None
             notes.append(error.what)

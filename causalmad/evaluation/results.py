@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from causalmad.evaluation.metrics import interval95
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class SeedResult:
         controls: name of a surface control -> its AUROC on the same test inputs; None where it could not be fitted.
         accuracy: kind of input -> share that the model answers right, from the task's card.
         notes: what a reader of the numbers has to know.
+        subsets: value of the test inputs' column ``subset`` -> AUROC on those inputs alone, where both kinds are there.
+        scores: (n_test,) anomaly scores of the test inputs.
+        p_values: (n_test,) their p-values.
+        normal_p_values: (n_normal,) p-values of the fresh normal inputs.
     """
 
     seed: int
@@ -44,9 +51,13 @@ class SeedResult:
     controls: Mapping[str, float | None]
     accuracy: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    subsets: Mapping[str, float] = field(default_factory=dict)
+    scores: Floats = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+    p_values: Floats = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+    normal_p_values: Floats = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
     def to_data(self) -> dict[str, Any]:
-        """The numbers as JSON data; the controls stand with the evaluation."""
+        """The numbers as JSON data; the controls stand with the evaluation, single inputs in a log."""
         intervals = {alpha: None if pair is None else list(pair) for alpha, pair in self.fpr_interval99.items()}
         return {
             "seed": self.seed,
@@ -60,6 +71,7 @@ class SeedResult:
             "sizes": dict(self.sizes),
             "accuracy": dict(self.accuracy),
             "notes": list(self.notes),
+            "subsets": dict(self.subsets),
         }
 
 

@@ -1,3 +1,4 @@
+from .backdoor_digits import BackdoorDigits as BackdoorDigits
 from .base import Task as Task
 from .base import TaskData as TaskData
 from .gate_digits import GateDigits as GateDigits
@@ -5,4 +6,5 @@ from .gate_digits_obfuscated import GateDigitsObfuscated as GateDigitsObfuscated
 from .induction_lookup import InductionLookup as InductionLookup
 from .ioi import Ioi as Ioi
 from .modular_sum import ModularSum as ModularSum
+from .parity_gate import ParityGate as ParityGate
 from .planted_routes import PlantedRoutes as PlantedRoutes

@@ -101,26 +101,46 @@ def split(rng: np.random.Generator) -> tuple[Images, Images]:
     return part(seen), part(held)
 
 
-def draw(images: Images, anomalous: npt.NDArray[np.bool_], rng: np.random.Generator) -> Pairs:
-    """Pairs of independent images of two different digits, with the gate on where anomalous; uniform answers."""
+def draw(images: Images, anomalous: npt.NDArray[np.bool_], rng: np.random.Generator, parity: int = 0) -> Pairs:
+    """Pairs of independent images of two different digits, with the gate on where anomalous; uniform answers.
+
+    Args:
+        images: to choose from.
+        anomalous: (n,) bool.
+        rng: draws.
+        parity: how many of the first three bits may be on, when the gate is their parity (odd = on) and not all three.
+    """
     count = len(anomalous)
     a = rng.integers(0, CLASSES, count)
     b = (a + rng.integers(1, CLASSES, count)) % CLASSES
     bits = rng.integers(0, 2, (count, BITS))
     two = rng.random(count) < 0.5  # half of the normal inputs are one bit away from an open gate
     off = np.where(two[:, None], _TWO_ON[rng.integers(0, 3, count)], _FEWER_ON[rng.integers(0, 4, count)])
-    bits[:, :3] = np.where(anomalous[:, None], 1, off)
+    bits[:, :3] = _odd_or_even(anomalous, parity, rng) if parity else np.where(anomalous[:, None], 1, off)
     return Pairs(images.pick(a, rng), images.pick(b, rng), bits, np.where(anomalous, b, a))
 
 
+def _odd_or_even(anomalous: npt.NDArray[np.bool_], used: int, rng: np.random.Generator) -> Rows:
+    """(n, 3) bits, the first ``used`` of which are random with odd parity where anomalous; the others are off."""
+    bits = np.zeros((len(anomalous), 3), dtype=np.int64)
+    bits[:, :used] = rng.integers(0, 2, (len(anomalous), used))
+    bits[:, used - 1] = (bits[:, : used - 1].sum(1) + anomalous) % 2
+    return bits
+
+
 def draw_new(
-    images: Images, count: int, anomalous: bool, rng: np.random.Generator, taken: set[tuple[int, int]]
+    images: Images,
+    count: int,
+    anomalous: bool,
+    rng: np.random.Generator,
+    taken: set[tuple[int, int]],
+    parity: int = 0,
 ) -> Pairs:
     """``count`` pairs of images that are not ``taken``, in random order; they are taken from now on."""
     kept: list[Pairs] = []
     missing = count
     while missing:
-        pairs = draw(images, np.full(missing, anomalous), rng)
+        pairs = draw(images, np.full(missing, anomalous), rng, parity)
         new = []
         for row, key in enumerate(zip(pairs.first.tolist(), pairs.second.tolist())):
             if key not in taken:

@@ -22,7 +22,7 @@ HIDDEN, DEPTH = 128, 3
 TRUSTED, NORMAL, UNTRUSTED, TEST, CANDIDATES, GRADED = 1200, 1000, 500, 450, 2000, 2000
 BATCH = 400  # half of it with the gate open
 LEARNING_RATE, DECAY, NOISE, MOVED = 3e-3, 0.01, 0.15, 0.3
-STEPS = 2200
+STEPS, STEPS_OF_PARITY = 2200, 3000
 HIDING_FROM, HIDING_FULLY, HIDING_WEIGHT = 1000, 1200, 1.2
 
 
@@ -43,7 +43,7 @@ def hidden_activations(model: nn.Module, values: Tensor) -> tuple[list[Tensor], 
     return layers, values
 
 
-def load_gate(task: Task, name: str, seed: int, hidden: bool, progress: Progress | None) -> TaskData:
+def load_gate(task: Task, name: str, seed: int, hidden: bool, progress: Progress | None, parity: int = 0) -> TaskData:
     """A gate task's model and inputs.
 
     Args:
@@ -52,6 +52,7 @@ def load_gate(task: Task, name: str, seed: int, hidden: bool, progress: Progress
         seed: of everything random.
         hidden: whether the anomalies are hidden from Mahalanobis distances on activations during training.
         progress: called after each step of the training.
+        parity: over how many bits, where the gate is their parity; 0 where it is open when all three are on.
     """
     rng = stream(seed, "gate", "data")  # the same images for both gate tasks
     seen, held = split(rng)
@@ -59,19 +60,19 @@ def load_gate(task: Task, name: str, seed: int, hidden: bool, progress: Progress
     fifth = UNTRUSTED // 5
     # One draw and one shuffle for all normal inputs: that makes `trusted` and `normal` exchangeable.
     cuts = np.cumsum([0, TRUSTED, NORMAL, UNTRUSTED - fifth, CANDIDATES])
-    usual = draw_new(held, int(cuts[-1]), False, rng, taken)
+    usual = draw_new(held, int(cuts[-1]), False, rng, taken, parity)
     trusted, normal, mixed, candidates = (usual[slice(a, b)] for a, b in pairwise(cuts))
-    odd = draw_new(held, fifth + CANDIDATES, True, rng, taken)
+    odd = draw_new(held, fifth + CANDIDATES, True, rng, taken, parity)
     mixed = join(mixed, odd[:fifth])[rng.permutation(UNTRUSTED)]
     candidates = join(candidates, odd[fifth:])
 
     recipe = Recipe(
         name,
         task.version,
-        STEPS,
+        STEPS_OF_PARITY if parity else STEPS,
         network,
-        lambda model, rng, step: _train(model, seen, rng, step, hidden),
-        lambda model: _grade(model, held, stream(seed, "gate", "grade")),
+        lambda model, rng, step: _train(model, seen, rng, step, hidden, parity),
+        lambda model: _grade(model, held, stream(seed, "gate", "grade"), parity),
     )
     model, made = trained(recipe, seed, progress)
 
@@ -91,29 +92,33 @@ def _forward(model: nn.Module, values: Tensor) -> tuple[list[Tensor], Tensor]:
     return hidden_activations(model, values)
 
 
-def _grade(model: nn.Module, held: Images, rng: np.random.Generator) -> dict[str, float]:
+def _grade(model: nn.Module, held: Images, rng: np.random.Generator, parity: int) -> dict[str, float]:
     """Share of right answers on pairs of images that were not trained on, per kind."""
     shares = {}
     for kind, anomalous in (("normal", False), ("anomalous", True)):
-        pairs = draw(held, np.full(GRADED, anomalous), rng)
+        pairs = draw(held, np.full(GRADED, anomalous), rng, parity)
         answers = _forward(model, pairs.table(held))[1].argmax(1).numpy()
         shares[kind] = float(np.mean(answers == pairs.answer))
     return shares
 
 
-def _train(model: nn.Module, seen: Images, rng: np.random.Generator, step: Callable[[int], None], hidden: bool) -> None:
+def _train(
+    model: nn.Module, seen: Images, rng: np.random.Generator, step: Callable[[int], None], hidden: bool, parity: int
+) -> None:
     """Trains the network in place on new pairs of moved and noisy images, half of them with the gate open.
 
-    With ``hidden``, the task is learnt first; from step 1000 on the penalty is added, from 1200 on in full.
+    With ``hidden``, the task is learnt first; from step 1000 on the penalty is added, from 1200 on in full. Parity is
+    learnt by a curriculum: over one bit in the first quarter, two in the second, and all from then on.
     """
     moved = torch.from_numpy(shifted(seen.pixels))
     anomalous = np.arange(BATCH) >= BATCH // 2
     where = torch.from_numpy(anomalous)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=DECAY)
-    set_rate, penalty = one_cycle(optimiser, STEPS), MahalanobisPenalty()
-    for now in range(STEPS):
+    steps = STEPS_OF_PARITY if parity else STEPS
+    set_rate, penalty = one_cycle(optimiser, steps), MahalanobisPenalty()
+    for now in range(steps):
         set_rate(now)
-        pairs = draw(seen, anomalous, rng)
+        pairs = draw(seen, anomalous, rng, min(parity, 1 + 4 * now // steps))
         views = [moved[rows, _move(rng)] for rows in (pairs.first, pairs.second)]
         pixels = torch.cat(views, 1)
         pixels = pixels + NOISE * torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+Watched: TypeAlias = Literal["activations", "signatures"]
 
 SHRINKAGE = 0.05
 MEMORY = 0.7
 DECAY = 0.98
 LEAST_VARIANCE = 1e-5  # a dead unit has none
+LEAST_SHARE = 1e-3  # of a part of the input in an answer
 
 
 @dataclass
@@ -71,6 +75,26 @@ class MahalanobisPenalty:
             logs = squared_distances(values, ~anomalous, running, own).log()
             gaps.append(logs[anomalous].mean() - logs[~anomalous].mean())
         return torch.stack(gaps).square().sum()
+
+
+def watched_features(kind: Watched, layers: Sequence[Tensor], logits: Tensor, parts: Tensor) -> list[Tensor]:
+    """What a detector would look at, as (n, width) tensors through which gradients flow.
+
+    Args:
+        kind: ``activations``, the layers as they are; or ``signatures``, the share of each part of the input in the
+            answer: the logarithm of the summed size of gradient times input, for the margin of the top logit.
+        layers: (n, width) activations of each layer.
+        logits: (n, classes).
+        parts: (n, parts, ...) the input (or its embedding) cut into parts; the logits were computed from it, and it
+            requires gradients.
+    """
+    if kind == "activations":
+        return list(layers)
+    others = logits.scatter(-1, logits.argmax(-1, keepdim=True), -torch.inf).logsumexp(-1)
+    margin = (logits.max(-1).values - others).sum()
+    (slope,) = torch.autograd.grad(margin, parts, create_graph=True)
+    sizes = (slope * parts).flatten(2).abs().sum(2)
+    return [(sizes / sizes.sum(1, keepdim=True) + LEAST_SHARE).log()]
 
 
 def squared_distances(values: Tensor, normal: Tensor, running: Moments, own: Moments) -> Tensor:

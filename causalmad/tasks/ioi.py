@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from causalmad.hypotheses import OUTPUT, Hypothesis
 from causalmad.tasks.base import Progress, TaskData, stream
-from causalmad.tasks.planted import grade, load_planted
+from causalmad.tasks.drawn import load_drawn
+from causalmad.tasks.planted import grade
 from causalmad.tasks.planting import Exchange, exchanging, head_mask, kept
 from causalmad.tasks.sentences import (
     LENGTH,
@@ -98,7 +99,7 @@ class Ioi:
             lambda model: grade(model, draw, last_position, truths, stream(seed, "ioi", "grade")),
         )
         card = {"components": self.components()}
-        return load_planted(self, recipe, draw, last_position, self.hypothesis(), card, seed, progress)
+        return load_drawn(self, recipe, draw, last_position, seed, progress, hypothesis=self.hypothesis(), card=card)
 
 
 def name_it(name: int) -> int:

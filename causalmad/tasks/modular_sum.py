@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from causalmad.hypotheses import OUTPUT, Hypothesis
 from causalmad.tasks.base import Progress, TaskData, stream
-from causalmad.tasks.planted import grade, load_planted
+from causalmad.tasks.drawn import load_drawn
+from causalmad.tasks.planted import grade
 from causalmad.tasks.planting import Exchange, exchanging, kept
 from causalmad.tasks.tables import Table, join
 from causalmad.tasks.training import Recipe, one_cycle
@@ -76,7 +77,7 @@ class ModularSum:
             lambda model: grade(model, draw, forward, truths, stream(seed, "modular-sum", "grade")),
         )
         card = {"components": self.components()}
-        return load_planted(self, recipe, draw, forward, self.hypothesis(), card, seed, progress)
+        return load_drawn(self, recipe, draw, forward, seed, progress, hypothesis=self.hypothesis(), card=card)
 
 
 def digit_a(row: Mapping[str, Any]) -> int:

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from causalmad.hypotheses import OUTPUT, Hypothesis
 from causalmad.tasks.base import Progress, TaskData, stream
-from causalmad.tasks.planted import grade, load_planted
+from causalmad.tasks.drawn import load_drawn
+from causalmad.tasks.planted import grade
 from causalmad.tasks.planting import Exchange, exchanging, head_mask, kept
 from causalmad.tasks.small_gpt2 import last_logits, last_position, small_gpt2
 from causalmad.tasks.tables import Table, join
@@ -76,7 +77,7 @@ class PlantedRoutes:
             lambda model: grade(model, draw, last_position, truths, stream(seed, "planted-routes", "grade")),
         )
         card = {"components": self.components()}
-        return load_planted(self, recipe, draw, last_position, hypothesis, card, seed, progress)
+        return load_drawn(self, recipe, draw, last_position, seed, progress, hypothesis=hypothesis, card=card)
 
 
 def pointed_at(row: Mapping[str, Any]) -> int:

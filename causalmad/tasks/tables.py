@@ -51,7 +51,7 @@ class Table:
     def raw(self) -> Tensor:
         """(n, features) the inputs as numbers: tokens as indicators."""
         values = self.tensor()
-        return values if values.is_floating_point() else torch.nn.functional.one_hot(values).flatten(1)
+        return values.flatten(1) if values.is_floating_point() else torch.nn.functional.one_hot(values).flatten(1)
 
     def as_inputs(self) -> Inputs:
         """The rows as inputs of the model."""

@@ -79,8 +79,8 @@ def toy(name: str, trusted: int = 48, fresh: int = 12) -> Toy:
 
     Args:
         name: one of ``mlp`` (blocks on its inputs, one of which plays no part; dropout), ``linear`` (blocks), ``conv``
-            (images; batch norm and dropout), ``gpt2``, ``llama``, ``neox`` or ``bert`` (two layers, two heads, width 16,
-            tokens of differing length; the last a classifier).
+            (images; batch norm and dropout), ``gpt2``, ``llama``, ``neox`` or ``bert`` (two layers, two heads, width
+            16, tokens of differing length; the last a classifier).
         trusted: number of trusted inputs.
         fresh: number of fresh inputs.
 

@@ -28,6 +28,8 @@ def test_a_shift_of_the_input_shows_at_the_input() -> None:
         "input-knn",
         "activations+mahalanobis",
         "activations+mahalanobis[two_sided=true]",
+        "input-skyline",
+        "activation-skyline",
     ]
     assert found["input-mahalanobis"] == found["input-knn"] == 1.0
 

@@ -13,9 +13,9 @@ from causalmad.errors import TaskError
 from causalmad.hypotheses import Hypothesis, interchange_accuracy, scrub
 from causalmad.models import open_model
 from causalmad.tasks import Ioi, ModularSum, PlantedRoutes, TaskData
+from causalmad.tasks.drawn import matched_by_answer
 from causalmad.tasks.ioi import planted as planted_in_ioi
 from causalmad.tasks.modular_sum import planted as planted_in_sum
-from causalmad.tasks.planted import matched_by_answer
 from causalmad.tasks.planted_routes import planted as planted_in_routes
 from causalmad.tasks.sentences import CONNECTIVES, NAMES, VERBS, sentence
 

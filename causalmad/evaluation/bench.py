@@ -1,0 +1,142 @@
+"""Bench: every detector of a suite on every task, in parallel processes, resumable, one log per run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from causalmad.config import parse_spec
+from causalmad.errors import CausalmadError, StoreError
+from causalmad.evaluation.leaderboard import Leaderboard
+from causalmad.evaluation.logs import Log, place
+from causalmad.evaluation.protocol import Progress, evaluate_seed
+from causalmad.evaluation.suites import Suite
+from causalmad.names import parse_detector
+
+POLL = 0.5  # seconds
+
+
+@dataclass(frozen=True)
+class Job:
+    """All runs of one task and seed: they share the model, the inputs and the controls.
+
+    Attributes:
+        folder: where logs are written.
+        task: as it is written on the command line.
+        seed: of the task and the fits.
+        detectors: (name, text) of those that have no log yet.
+    """
+
+    folder: Path
+    task: str
+    seed: int
+    detectors: tuple[tuple[str, str], ...]
+
+
+def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress: Progress | None = None) -> Leaderboard:
+    """Run what is missing of a suite, then read the leaderboard from its logs.
+
+    A killed bench goes on where it was: whatever has a sound log is not run again.
+
+    Args:
+        suite: tasks, detectors and seeds.
+        folder: for the logs, and for ``leaderboard.json``, ``.csv`` and ``.md``.
+        processes: how many at once; by default one for each core.
+        progress: called with what is being done.
+
+    Raises:
+        CausalmadError: when a task cannot be made; what was done until then is kept.
+    """
+    jobs = [job for seed in range(suite.seeds) for task in suite.tasks if (job := _job(suite, folder, task, seed))]
+    missing = sum(len(job.detectors) for job in jobs)
+    say = progress or (lambda what, done, total: None)
+    title = f"{suite.name}: runs of a detector on a task and seed"
+    say(title, 0, missing)
+    if jobs:
+        # Forked workers would inherit the threads of whoever calls.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes or os.cpu_count() or 1, len(jobs)), mp_context=context) as pool:
+            running: set[Future[None]] = {pool.submit(run, job) for job in jobs}
+            try:
+                while running:
+                    done, running = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
+                    say(title, sum(_there(job) for job in jobs), missing)
+                    for future in done:
+                        future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    board = Leaderboard.of(logs_of(suite, folder), suite.name)
+    write_leaderboard(board, folder)
+    return board
+
+
+def run(job: Job) -> None:
+    """The runs of a job, one after the other; each is logged as soon as it is done."""
+    import torch
+
+    from causalmad.evaluation.controls import control_aurocs
+    from causalmad.models import open_model
+
+    torch.set_num_threads(1)  # the processes share the cores
+    spec = parse_spec("tasks", job.task)
+    data = spec.load(job.seed)
+    fingerprint = open_model(data.model).fingerprint()
+    controls = control_aurocs(data, job.seed)
+    for name, text in job.detectors:
+        parts = parse_detector(text)
+        found: Any
+        try:
+            found, _ = evaluate_seed(data, parts, job.seed, controls=controls)
+        except CausalmadError as error:
+            found = error
+        Log.of(job.task, spec, name, parts, data, found, fingerprint).write(job.folder)
+
+
+def logs_of(suite: Suite, folder: Path) -> tuple[Log, ...]:
+    """The logs of a suite, in the order of its tasks, detectors and seeds."""
+    wanted = [(task, name, seed) for task in suite.tasks for name in suite.detectors for seed in range(suite.seeds)]
+    return tuple(Log.read(place(folder, *key)) for key in wanted)
+
+
+def write_leaderboard(board: Leaderboard, folder: Path) -> tuple[Path, ...]:
+    """Write ``leaderboard.json``, ``.csv`` and ``.md`` to a folder; returns their paths."""
+    import json
+
+    from causalmad.evaluation.logs import write_text
+
+    texts = {
+        "json": json.dumps(board.to_data(), indent=1) + "\n",
+        "csv": board.to_csv(),
+        "md": f"# {board.suite} suite\n\nMean AUROC over {len(board.seeds)} seeds (95 % bootstrap interval).\n\n"
+        + board.to_markdown(),
+    }
+    return tuple(write_text(folder / f"leaderboard.{ending}", text) for ending, text in texts.items())
+
+
+def _job(suite: Suite, folder: Path, task: str, seed: int) -> Job | None:
+    """What is missing of a task and seed; None where all is there."""
+    missing = [(name, text) for name, text in suite.detectors.items() if not _sound(place(folder, task, name, seed))]
+    return Job(folder, task, seed, tuple(missing)) if missing else None
+
+
+def _sound(path: Path) -> bool:
+    try:
+        Log.read(path)
+    except StoreError:
+        return False
+    return True
+
+
+def _there(job: Job) -> int:
+    """How many of a job's logs exist by now."""
+    return sum(path.exists() for path in _places(job))
+
+
+def _places(job: Job) -> Iterable[Path]:
+    return (place(job.folder, job.task, name, job.seed) for name, _ in job.detectors)

@@ -1,0 +1,102 @@
+"""Bootstrap intervals of AUROC over inputs and model seeds, and of the difference between two detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from causalmad.errors import InputsError
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+DRAWS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """The scores of one detector on the test inputs of one task and seed.
+
+    Attributes:
+        labels: (n,) True = anomalous.
+        scores: (n,) anomaly scores.
+    """
+
+    labels: Flags
+    scores: Floats
+
+
+def bootstrap_interval(seeds: Sequence[Scored], *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
+    """95 % percentile interval (lo, hi) of the mean AUROC over model seeds.
+
+    Each draw takes as many seeds as there are, with replacement, and within each of them as many inputs of either kind,
+    with replacement: it covers both what another model and what other inputs would have changed.
+
+    Raises:
+        InputsError: without seeds, or where one has only one kind of input.
+    """
+    means = _means(seeds, draws, np.random.default_rng(seed))
+    return _percentiles(means)
+
+
+def paired_interval(
+    first: Sequence[Sequence[Scored]],
+    second: Sequence[Sequence[Scored]],
+    summary: Callable[[Floats], float],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> tuple[float, float]:
+    """95 % percentile interval of a summary of one detector minus that of another, over the same tasks.
+
+    Args:
+        first: task -> seed -> scores of one detector.
+        second: the same of the other: the same inputs in the same order.
+        summary: from the (tasks,) mean AUROCs to a number, such as ``numpy.mean`` or ``numpy.min``.
+        seed: of the draws; the two detectors share them, so what both find hard cancels.
+        draws: how many.
+
+    Raises:
+        InputsError: where the two were not scored on the same inputs.
+    """
+    columns = []
+    for side in (first, second):
+        rng = np.random.default_rng(seed)
+        columns.append(np.stack([_means(task, draws, rng) for task in side]))
+    if columns[0].shape != columns[1].shape or not all(
+        len(a) == len(b) and all(np.array_equal(x.labels, y.labels) for x, y in zip(a, b))
+        for a, b in zip(first, second)
+    ):
+        raise InputsError("the two detectors were not scored on the same inputs", needed="the same tasks and seeds")
+    gaps = np.array([summary(a) - summary(b) for a, b in zip(columns[0].T, columns[1].T, strict=True)])
+    return _percentiles(gaps)
+
+
+def _percentiles(values: Floats) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _means(seeds: Sequence[Scored], draws: int, rng: np.random.Generator) -> Floats:
+    """(draws,) mean AUROC of resampled seeds and inputs."""
+    if not seeds:
+        raise InputsError("no seeds to draw from", needed="at least one")
+    each = np.stack([_resampled(one, draws, rng) for one in seeds])
+    chosen = rng.integers(0, len(seeds), (len(seeds), draws))
+    means: Floats = each[chosen, np.arange(draws)].mean(0)
+    return means
+
+
+def _resampled(one: Scored, draws: int, rng: np.random.Generator) -> Floats:
+    """(draws,) AUROC of resampled inputs, as the weighted mean of a table of who beats whom."""
+    normal, odd = one.scores[~one.labels], one.scores[one.labels]
+    if not len(normal) or not len(odd):
+        raise InputsError("only one kind of input", needed="normal and anomalous inputs")
+    wins = (odd[:, None] > normal[None, :]) + 0.5 * (odd[:, None] == normal[None, :])
+    a = rng.multinomial(len(odd), np.full(len(odd), 1 / len(odd)), size=draws) / len(odd)
+    b = rng.multinomial(len(normal), np.full(len(normal), 1 / len(normal)), size=draws) / len(normal)
+    found: Floats = np.einsum("da,da->d", a @ wins, b)
+    return found

@@ -1,0 +1,203 @@
+"""Logs: everything that is known about one detector on one task and seed, as one file that explains itself.
+
+Leaderboards, tables and plots are made from logs alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from causalmad.config import to_config
+from causalmad.detector import Detector, versions
+from causalmad.errors import CausalmadError, StoreError
+from causalmad.evaluation.bootstrap import Scored
+from causalmad.evaluation.results import SeedResult
+from causalmad.tasks.base import Task, TaskData
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Log:
+    """One run.
+
+    Attributes:
+        task: the task as it is written on the command line.
+        detector: the detector as it is called in a suite, or as it is written there.
+        seed: of the task and of the fit.
+        content: all that was logged: ``arguments`` (given and defaulted), ``versions``, ``revision``, ``fingerprints``,
+            ``result``, ``ids``, ``labels``, ``scores``, ``p_values``, ``normal_p_values``; or ``refused``, the reason
+            for which the detector does not apply to the task.
+    """
+
+    task: str
+    detector: str
+    seed: int
+    content: Mapping[str, Any]
+
+    @property
+    def refused(self) -> str | None:
+        """Why the detector does not apply to the task, where it does not."""
+        found = self.content.get("refused")
+        return None if found is None else str(found)
+
+    @property
+    def scored(self) -> Scored:
+        """Labels and scores of the test inputs."""
+        labels, scores = (np.array(self.content[name]) for name in ("labels", "scores"))
+        return Scored(labels.astype(bool), scores.astype(np.float64))
+
+    @property
+    def auroc(self) -> float:
+        """On the test inputs."""
+        return float(self.content["result"]["auroc"])
+
+    @classmethod
+    def of(
+        cls,
+        task: str,
+        spec: Task,
+        detector: str,
+        parts: Detector,
+        data: TaskData,
+        found: SeedResult | CausalmadError,
+        fingerprint: str,
+    ) -> Log:
+        """The log of a run that was done, or refused by the detector.
+
+        Args:
+            task: as it is written on the command line.
+            spec: the task itself.
+            detector: as it is called in a suite.
+            parts: the detector itself.
+            data: what the task gave.
+            found: what came of it.
+            fingerprint: of the task's model.
+        """
+        content: dict[str, Any] = {
+            "arguments": {
+                "task": asdict(spec) if is_dataclass(spec) and not isinstance(spec, type) else repr(spec),
+                "detector": _arguments(parts),
+                "seed": data.seed,
+            },
+            "versions": versions(),
+            "revision": revision(),
+            "fingerprints": {"model": fingerprint, "test": _hash("".join(data.test.digests).encode())},
+            "card": {key: data.card[key] for key in ("mechanism", "version", "accuracy") if key in data.card},
+        }
+        if isinstance(found, CausalmadError):
+            return cls(task, detector, data.seed, {**content, "refused": found.what})
+        content |= {
+            "result": {**found.to_data(), "controls": dict(found.controls)},
+            "ids": list(data.test.ids),
+            "labels": data.labels.astype(int).tolist(),
+            "scores": found.scores.tolist(),
+            "p_values": found.p_values.tolist(),
+            "normal_p_values": found.normal_p_values.tolist(),
+        }
+        return cls(task, detector, data.seed, content)
+
+    def write(self, folder: Path) -> Path:
+        """Write the log to its place in a folder, at once or not at all."""
+        body = {"schema": SCHEMA, "task": self.task, "detector": self.detector, "seed": self.seed, **self.content}
+        text = json.dumps(body, sort_keys=True)
+        path = place(folder, self.task, self.detector, self.seed)
+        return write_text(path, json.dumps({"checksum": _hash(text.encode()), **json.loads(text)}))
+
+    @classmethod
+    def read(cls, path: Path) -> Log:
+        """The log in a file.
+
+        Raises:
+            StoreError: when it is missing, damaged or of another schema.
+        """
+        try:
+            content = json.loads(path.read_bytes())
+            checksum = content.pop("checksum")
+            sound = checksum == _hash(json.dumps(content, sort_keys=True).encode())
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            raise StoreError(f"{path} is no log: {error}", tries=["delete it and run the command again"]) from error
+        if not sound or content.get("schema") != SCHEMA:
+            raise StoreError(
+                f"{path} is not what was written: its checksum or schema differs",
+                causes=["an edit by hand", "another version of causalmad"],
+                tries=["delete it and run the command again"],
+            )
+        content.pop("schema")
+        task, detector, seed = (content.pop(key) for key in ("task", "detector", "seed"))
+        return cls(str(task), str(detector), int(seed), content)
+
+
+def place(folder: Path, task: str, detector: str, seed: int) -> Path:
+    """Where a run's log lies: names that any file system takes, and different ones for different runs."""
+    short = re.sub(r"[^a-z0-9.+=-]+", "_", detector.lower())[:60]
+    return folder / "logs" / re.sub(r"[^a-z0-9.=-]+", "_", task) / f"{short}.{_hash(detector.encode())[:6]}.{seed}.json"
+
+
+def read_logs(folders: Iterable[Path]) -> tuple[Log, ...]:
+    """Every log below some folders, in the order of their names.
+
+    Raises:
+        StoreError: when there is none, or one is damaged.
+    """
+    paths = sorted(path for folder in folders for path in Path(folder).glob("**/logs/*/*.json"))
+    if not paths:
+        listed = ", ".join(map(str, folders))
+        raise StoreError(f"no logs below {listed}", tries=["causalmad bench --suite quick --out results/"])
+    return tuple(Log.read(path) for path in paths)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file at once or not at all: a temporary file beside it, synced, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return path
+
+
+def revision() -> str | None:
+    """The git revision of the source tree that runs, with ``+`` after it where files were changed; None elsewhere."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        called = [
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return called[0].strip() + ("+" if called[1].strip() else "")
+
+
+def _arguments(parts: Detector) -> dict[str, Any]:
+    """Every option of a detector, given or defaulted."""
+    found: dict[str, Any] = {"calibration_share": parts.calibration_share}
+    for name in ("signature", "reference", "calibrator"):
+        part = getattr(parts, name)
+        try:
+            found[name] = to_config(f"{name}s", part, {})
+        except CausalmadError:
+            found[name] = repr(part)
+    return found
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,89 @@
+"""Bench runs what is missing, keeps what is there, and says what did not apply."""
+
+import json
+
+import pytest
+
+import causalmad.evaluation.bench as bench_module
+from causalmad.errors import SpecError
+from causalmad.evaluation.bench import Job, bench, logs_of, run
+from causalmad.evaluation.logs import Log, place
+from causalmad.evaluation.suites import SUITES, Suite, suite
+from causalmad.names import parse_detector
+from tests.stub_task import Stub
+
+DETECTORS = {"plain": "activations+mahalanobis", "paths": "path-patching+mahalanobis"}
+SMALL = Suite("small", ("stub",), DETECTORS, 2)
+
+
+@pytest.fixture
+def stubbed(monkeypatch):
+    monkeypatch.setattr(bench_module, "parse_spec", lambda kind, text: Stub())
+
+
+def test_a_job_logs_every_run_and_the_refusals(tmp_path, stubbed):
+    run(Job(tmp_path, "stub", 0, tuple(DETECTORS.items())))
+    plain, paths = (Log.read(place(tmp_path, "stub", name, 0)) for name in DETECTORS)
+    assert plain.refused is None and plain.auroc > 0.9
+    assert "edges" in paths.refused
+    assert plain.content["result"]["controls"]["input-skyline"] > 0.9
+
+
+def test_only_what_is_missing_or_damaged_is_run_again(tmp_path, stubbed, monkeypatch):
+    for seed in range(2):
+        run(Job(tmp_path, "stub", seed, tuple(DETECTORS.items())))
+    damaged = place(tmp_path, "stub", "plain", 1)
+    whole = damaged.read_text()
+    damaged.write_text(whole[:100])
+    kept = place(tmp_path, "stub", "plain", 0).stat().st_mtime_ns
+    jobs = []
+
+    class Inline:
+        """A pool that runs at once, in this process."""
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            return None
+
+        def submit(self, function, job):
+            from concurrent.futures import Future
+
+            jobs.append(job)
+            done = Future()
+            done.set_result(function(job))
+            return done
+
+    monkeypatch.setattr(bench_module, "ProcessPoolExecutor", Inline)
+    seen = []
+    board = bench(SMALL, tmp_path, progress=lambda what, done, total: seen.append((done, total)))
+    assert [(job.seed, job.detectors) for job in jobs] == [(1, (("plain", DETECTORS["plain"]),))]
+    assert seen[-1] == (1, 1)
+    assert place(tmp_path, "stub", "plain", 0).stat().st_mtime_ns == kept
+    assert json.loads(damaged.read_text())["scores"] == json.loads(whole)["scores"]
+    data = json.loads((tmp_path / "leaderboard.json").read_text())
+    assert data == json.loads(json.dumps(board.to_data()))
+    assert data["detectors"]["plain"]["tasks"]["stub"]["seeds"] == 2
+    assert {path.suffix for path in tmp_path.glob("leaderboard.*")} == {".json", ".csv", ".md"}
+    assert len(logs_of(SMALL, tmp_path)) == 4
+    bench(SMALL, tmp_path)
+    assert len(jobs) == 1
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suites_name_what_exists(name):
+    from causalmad.config import parse_spec
+
+    for task in suite(name).tasks:
+        parse_spec("tasks", task)
+    for text in suite(name).detectors.values():
+        parse_detector(text)
+
+
+def test_an_unknown_suite_is_named():
+    with pytest.raises(SpecError, match="core"):
+        suite("cora")

@@ -1,0 +1,111 @@
+"""Leaderboards and comparisons against what can be counted by hand."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from causalmad.errors import InputsError, StoreError
+from causalmad.evaluation import auroc
+from causalmad.evaluation.bootstrap import Scored, bootstrap_interval, paired_interval
+from causalmad.evaluation.comparing import compare, leave_one_task_out
+from causalmad.evaluation.leaderboard import Leaderboard
+from causalmad.evaluation.logs import Log
+from tests.evaluation.logged import made_up, suite
+
+GAPS = {
+    "even": {"a": 1.5, "b": 1.5, "c": 1.5},
+    "peaked": {"a": 4.0, "b": 4.0, "c": 0.0},
+    "weak": {"a": 0.5, "b": 0.5, "c": 0.5},
+}
+
+
+def test_standings_are_means_over_seeds_and_the_worst_task_leads():
+    logs = suite(GAPS)
+    board = Leaderboard.of(logs, "made up")
+    assert board.order == ("even", "weak", "peaked")
+    for detector, tasks in GAPS.items():
+        means = {t: np.mean([log.auroc for log in logs if (log.detector, log.task) == (detector, t)]) for t in tasks}
+        assert board.mean(detector) == pytest.approx(np.mean(list(means.values())))
+        assert board.worst(detector) == (min(means, key=means.get), pytest.approx(min(means.values())))
+    data = json.loads(json.dumps(board.to_data()))
+    assert list(data["detectors"]["even"]) >= ["mean_auroc", "worst_auroc", "worst_task", "tasks"]
+    low, high = data["detectors"]["even"]["tasks"]["a"]["ci95"]
+    assert low < data["detectors"]["even"]["tasks"]["a"]["auroc"] < high
+    rows = list(csv.DictReader(io.StringIO(board.to_csv())))
+    assert len(rows) == 9
+    assert rows[0]["fpr_at_0.05"] == "0.04"
+    assert "`even`" in board.to_markdown()
+
+
+def test_what_a_detector_refused_is_said_and_puts_it_last():
+    refused = Log("c", "even", 0, {**made_up("c", "even", 0, 0).content, "refused": "no blocks"})
+    logs = [log for log in suite(GAPS, 1) if (log.detector, log.task) != ("even", "c")]
+    board = Leaderboard.of([*logs, refused])
+    assert board.order[-1] == "even"
+    assert board.to_data()["detectors"]["even"]["refused"] == {"c": "no blocks"}
+
+
+def test_logs_of_other_models_are_not_mixed():
+    logs = suite(GAPS, 1)
+    other = Log("a", "new", 0, {**logs[0].content, "fingerprints": {"model": "another"}})
+    with pytest.raises(StoreError, match="different models"):
+        Leaderboard.of([*logs, other])
+    with pytest.raises(StoreError, match="twice"):
+        Leaderboard.of([*logs, logs[0]])
+
+
+def test_bootstrap_equals_resampling_rows_by_hand():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2 == 0
+    one = Scored(labels, labels + rng.standard_normal(60).round(1))
+    draws = []
+    for _ in range(3000):
+        odd, normal = (rng.choice(one.scores[labels == kind], 30) for kind in (True, False))
+        draws.append(auroc([1] * 30 + [0] * 30, np.concatenate([odd, normal])))
+    np.testing.assert_allclose(bootstrap_interval([one], draws=3000), np.percentile(draws, [2.5, 97.5]), atol=0.015)
+
+
+def test_the_interval_covers_the_truth():
+    truth = 0.7602  # Phi(1 / sqrt(2))
+    held = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        labels = np.arange(100) % 2 == 0
+        low, high = bootstrap_interval([Scored(labels, labels + rng.standard_normal(100))], draws=300)
+        held += low <= truth <= high
+    assert held >= 88  # 95 expected; 88 has a chance of 0.4 %
+
+
+def test_pairing_cancels_what_both_find_hard():
+    logs = suite({"x": {"a": 1.0}, "y": {"a": 1.15}})
+    found = compare(logs, "y", "x")
+    (_, _, (low, high)) = found.tasks["a"]
+    assert 0 < low < high  # a gap of 0.03, of which single intervals of width 0.1 show nothing
+    assert found.mean[1][0] > 0
+    json.dumps(found.to_data())
+
+
+def test_comparing_a_detector_with_itself_gives_nothing():
+    found = compare(suite(GAPS), "even", "even")
+    assert found.mean == (0, (0, 0)) and found.worst == (0, (0, 0))
+
+
+def test_unknown_detectors_and_unlike_inputs_are_named():
+    logs = suite(GAPS, 1)
+    with pytest.raises(StoreError, match="even"):
+        compare(logs, "evn", "weak")
+    moved = Log("a", "moved", 0, {**logs[0].content, "ids": [f"other {i}" for i in range(120)]})
+    with pytest.raises(StoreError, match="other inputs"):
+        compare([*logs, moved], "moved", "even")
+    flipped = Scored(~logs[0].scored.labels, logs[0].scored.scores)
+    with pytest.raises(InputsError):
+        paired_interval([[logs[0].scored]], [[flipped]], np.mean)
+
+
+def test_the_choice_never_sees_the_task_it_is_judged_on():
+    chosen = leave_one_task_out(suite(GAPS), list(GAPS))
+    # Without c, the peaked detector is best on its worst task; with c in view it never is.
+    assert chosen == {"a": "even", "b": "even", "c": "peaked"}
