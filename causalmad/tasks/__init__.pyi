@@ -1,3 +1,4 @@
+from .ambiguous_features import AmbiguousFeatures as AmbiguousFeatures
 from .backdoor_digits import BackdoorDigits as BackdoorDigits
 from .base import Task as Task
 from .base import TaskData as TaskData
@@ -7,4 +8,5 @@ from .induction_lookup import InductionLookup as InductionLookup
 from .ioi import Ioi as Ioi
 from .modular_sum import ModularSum as ModularSum
 from .parity_gate import ParityGate as ParityGate
+from .password_locked import PasswordLocked as PasswordLocked
 from .planted_routes import PlantedRoutes as PlantedRoutes

@@ -169,7 +169,7 @@ class Shown:
 
 def patches(images: Tensor) -> Tensor:
     """(n, 16, 2, 2) the 2 x 2 patches of 8 x 8 images."""
-    return images.detach().unflatten(2, (4, 2)).unflatten(4, (4, 2)).permute(0, 2, 4, 1, 3, 5).reshape(-1, 16, 2, 2)
+    return images.reshape(-1, 4, 2, 4, 2).permute(0, 1, 3, 2, 4).reshape(-1, 16, 2, 2)
 
 
 def whole(parts: Tensor) -> Tensor:

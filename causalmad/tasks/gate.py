@@ -8,39 +8,22 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from causalmad.tasks.base import Progress, Task, TaskData, describe_card, stream
 from causalmad.tasks.controls import control_scores
 from causalmad.tasks.digits import CLASSES, WIDTH, Images, as_inputs, draw, draw_new, join, shifted, split, with_context
+from causalmad.tasks.flat_nets import flat_net, forward, layers_and_logits
 from causalmad.tasks.hiding import MahalanobisPenalty
 from causalmad.tasks.matching import margins, matched_test
 from causalmad.tasks.training import Recipe, one_cycle, trained
 
-HIDDEN, DEPTH = 128, 3
 TRUSTED, NORMAL, UNTRUSTED, TEST, CANDIDATES, GRADED = 1200, 1000, 500, 450, 2000, 2000
 BATCH = 400  # half of it with the gate open
 LEARNING_RATE, DECAY, NOISE, MOVED = 3e-3, 0.01, 0.15, 0.3
 STEPS, STEPS_OF_PARITY = 2200, 3000
 HIDING_FROM, HIDING_FULLY, HIDING_WEIGHT = 1000, 1200, 1.2
-
-
-def network() -> nn.Sequential:
-    """An untrained network: 136 -> three hidden ReLU layers of 128 -> 10."""
-    sizes = [WIDTH] + [HIDDEN] * DEPTH
-    hidden = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(HIDDEN, CLASSES))
-
-
-def hidden_activations(model: nn.Module, values: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The (n, 128) outputs of the three ReLUs, and the (n, 10) logits."""
-    layers = []
-    for part in model.children():
-        values = part(values)
-        if isinstance(part, nn.ReLU):
-            layers.append(values)
-    return layers, values
 
 
 def load_gate(task: Task, name: str, seed: int, hidden: bool, progress: Progress | None, parity: int = 0) -> TaskData:
@@ -70,26 +53,21 @@ def load_gate(task: Task, name: str, seed: int, hidden: bool, progress: Progress
         name,
         task.version,
         STEPS_OF_PARITY if parity else STEPS,
-        network,
+        lambda: flat_net(WIDTH, CLASSES),
         lambda model, rng, step: _train(model, seen, rng, step, hidden, parity),
         lambda model: _grade(model, held, stream(seed, "gate", "grade"), parity),
     )
     model, made = trained(recipe, seed, progress)
 
-    sure = margins(_forward(model, candidates.table(held))[1])
+    sure = margins(forward(model, candidates.table(held))[1])
     chosen, labels = matched_test(sure, CANDIDATES, TEST, rng)
     test = candidates[chosen]
     tables = trusted.table(held), test.table(held)
-    layers = zip(*(_forward(model, values)[0] for values in tables))
+    layers = zip(*(forward(model, values)[0] for values in tables))
     controls = control_scores(labels, sure[chosen], tables, list(layers))
     card = describe_card(task, made, controls=controls)
     inputs = [as_inputs(held, pairs) for pairs in (trusted, test, normal, mixed)]
     return TaskData(name, seed, model, inputs[0], inputs[1], labels, inputs[2], inputs[3], card)
-
-
-@torch.no_grad()
-def _forward(model: nn.Module, values: Tensor) -> tuple[list[Tensor], Tensor]:
-    return hidden_activations(model, values)
 
 
 def _grade(model: nn.Module, held: Images, rng: np.random.Generator, parity: int) -> dict[str, float]:
@@ -97,7 +75,7 @@ def _grade(model: nn.Module, held: Images, rng: np.random.Generator, parity: int
     shares = {}
     for kind, anomalous in (("normal", False), ("anomalous", True)):
         pairs = draw(held, np.full(GRADED, anomalous), rng, parity)
-        answers = _forward(model, pairs.table(held))[1].argmax(1).numpy()
+        answers = forward(model, pairs.table(held))[1].argmax(1).numpy()
         shares[kind] = float(np.mean(answers == pairs.answer))
     return shares
 
@@ -122,7 +100,7 @@ def _train(
         views = [moved[rows, _move(rng)] for rows in (pairs.first, pairs.second)]
         pixels = torch.cat(views, 1)
         pixels = pixels + NOISE * torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32))
-        layers, logits = hidden_activations(model, with_context(pixels, pairs.bits))
+        layers, logits = layers_and_logits(model, with_context(pixels, pairs.bits))
         loss = functional.cross_entropy(logits, torch.from_numpy(pairs.answer))
         if hidden and now >= HIDING_FROM:
             share = min(1.0, (now - HIDING_FROM) / (HIDING_FULLY - HIDING_FROM))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -38,28 +38,28 @@ def _cnn() -> nn.Module:
 def _vit() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * WIDTH,
-        image_size=SIDE,
-        patch_size=PATCH,
-        num_channels=1,
-        num_labels=CLASSES,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.1,
-        attn_implementation="eager",  # the penalties differentiate twice
-    )
-    model: nn.Module = ViTForImageClassification(config)
+    sizes: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 4 * WIDTH,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+        "num_channels": 1,
+        "num_labels": CLASSES,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.1,
+        "attn_implementation": "eager",  # the penalties differentiate twice
+    }
+    model: nn.Module = ViTForImageClassification(ViTConfig(**sizes))
     return model
 
 
 def layers_and_logits(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
     """The (n, width) activations of each layer, averaged over space or patches, and the (n, 10) logits."""
     if isinstance(model, nn.Sequential):
-        parts = [part for part in model if isinstance(part, nn.ReLU)]
+        parts: list[nn.Module] = [part for part in model if isinstance(part, nn.ReLU)]
     else:
         parts = list(model.get_submodule("vit.layers").children())
     with kept(*parts) as values:

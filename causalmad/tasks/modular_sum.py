@@ -17,6 +17,7 @@ from torch.nn import functional
 from causalmad.hypotheses import OUTPUT, Hypothesis
 from causalmad.tasks.base import Progress, TaskData, stream
 from causalmad.tasks.drawn import load_drawn
+from causalmad.tasks.flat_nets import forward
 from causalmad.tasks.planted import grade
 from causalmad.tasks.planting import Exchange, exchanging, kept
 from causalmad.tasks.tables import Table, join
@@ -141,17 +142,6 @@ def network() -> nn.Sequential:
         if isinstance(part, nn.Linear):  # torch's default is too small for five layers to start learning
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
     return model
-
-
-@torch.no_grad()
-def forward(model: nn.Module, values: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The (n, 128) outputs of the four ReLUs, and the (n, 10) logits."""
-    layers = []
-    for part in model.children():
-        values = part(values)
-        if isinstance(part, nn.ReLU):
-            layers.append(values)
-    return layers, values
 
 
 def draw(anomalous: npt.NDArray[np.bool_], rng: np.random.Generator) -> Table:
