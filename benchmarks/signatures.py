@@ -101,15 +101,19 @@ def figures(name: str, data: TaskData, model: OpenModel, seed: int, bare: float)
     fitted = detector.fit(model, data.trusted, data.untrusted, seed=seed)
     fit_seconds = time.perf_counter() - started
     test = fitted.signature(data.test).values
+    score_seconds = time.perf_counter() - started - fit_seconds
     both = Mahalanobis(two_sided=True).fit(fitted.trusted.values)
     scores = {"one-sided": -fitted.reference.score_samples(test), "two-sided": -both.score_samples(test)}
-    return {
+    found = {
         "auroc": {side: auroc(data.labels, scores[side]) for side in SIDES},
-        "flagged": float((fitted.calibrator.p_values(fitted.score(data.normal)) <= 0.05).mean()),
         "columns": len(fitted.signature.columns),
         "fit_seconds": fit_seconds,
-        "passes": _seconds(lambda: fitted.signature(data.test)) / bare,
+        "passes": score_seconds / bare,
     }
+    if "shift" in data.name:
+        p_values = fitted.calibrator.p_values(fitted.score(data.normal))
+        found["flagged"] = float((p_values <= 0.05).mean())
+    return found
 
 
 def _seconds(run: object, times: int = 3) -> float:

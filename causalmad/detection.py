@@ -24,10 +24,14 @@ class Detection:
         signatures: the inputs' signatures, with their ids and columns.
         scores: (n,) anomaly scores, higher = more anomalous.
         p_values: (n,) share of trusted inputs at least as anomalous, never zero.
-        alpha: flags are p-values of at most this.
+        alpha: flags are p-values of at most this; with ``fdr``, adjusted p-values.
         provenance: seed, versions, ids of the trusted parts; ``also trusted`` lists ids that the detector was fitted
-            on, whose p-values mean nothing.
+            on, whose p-values mean nothing; ``also untrusted`` lists those of the unlabelled pool with which the
+            reference compares: it knows them, unlike the calibration inputs, so their p-values are no exact ones.
         reason: row -> its explanation, computed when asked for.
+        fdr: how the false discovery rate is bounded by ``alpha``; None where every input is tested for itself.
+        adjusted: (n,) p-values adjusted for all inputs at once, where ``fdr`` is one.
+        note: what the size of the calibration set rules out, or nothing.
     """
 
     signatures: Signatures
@@ -36,6 +40,9 @@ class Detection:
     alpha: float
     provenance: Mapping[str, Any]
     reason: Callable[[int], Explanation]
+    fdr: str | None = None
+    adjusted: Floats | None = None
+    note: str = ""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -45,11 +52,16 @@ class Detection:
     @property
     def flags(self) -> npt.NDArray[np.bool_]:
         """(n,) whether each input is flagged."""
-        return np.asarray(self.p_values <= self.alpha)
+        return np.asarray((self.p_values if self.adjusted is None else self.adjusted) <= self.alpha)
+
+    @property
+    def level(self) -> str:
+        """What flags are bounded by, in words."""
+        return f"alpha = {self.alpha:g}" if self.fdr is None else f"false discovery rate {self.alpha:g} ({self.fdr})"
 
     def __repr__(self) -> str:
         """What was detected, in a line."""
-        return f"Detection({int(self.flags.sum())} of {len(self)} inputs flagged at alpha={self.alpha:g})"
+        return f"Detection({int(self.flags.sum())} of {len(self)} inputs flagged at {self.level})"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,10 +87,14 @@ class Detection:
 
     def rows(self) -> list[dict[str, object]]:
         """Every input as JSON data, with its reasons."""
-        return [
-            {"id": self.ids[row], "flag": bool(self.flags[row]), **self.reason(row).to_data()}
-            for row in range(len(self))
-        ]
+        return [self.row(row) for row in range(len(self))]
+
+    def row(self, row: int) -> dict[str, object]:
+        """One input as JSON data: enough to explain it without the detector."""
+        level: dict[str, object] = {"alpha": self.alpha}
+        if self.adjusted is not None:
+            level |= {"fdr": self.fdr, "p_adjusted": float(self.adjusted[row])}
+        return {"id": self.ids[row], "flag": bool(self.flags[row]), **level, **self.reason(row).to_data()}
 
     def __str__(self) -> str:
         """The most anomalous inputs as a table."""
@@ -88,11 +104,13 @@ class Detection:
         """A rich table of the ``top`` most anomalous inputs."""
         from rich.table import Table
 
-        title = f"{int(self.flags.sum())} of {len(self)} inputs flagged at alpha = {self.alpha:g}"
+        title = f"{int(self.flags.sum())} of {len(self)} inputs flagged at {self.level}"
         hidden = len(self) - top
-        known = len(self.provenance.get("also trusted", ()))
+        known, pool = (len(self.provenance.get(f"also {kind}", ())) for kind in ("trusted", "untrusted"))
         notes = [f"{hidden} more inputs"] if hidden > 0 else []
         notes += [f"{known} were fitted on: their p-values mean nothing"] if known else []
+        notes += [f"{pool} are of the untrusted pool, which the reference knows"] if pool else []
+        notes += [self.note] if self.note and not self.flags.any() else []
         found = Table(title=title, title_justify="left", caption="; ".join(notes) or None)
         for heading, side in (("id", "left"), ("score", "right"), ("p", "right"), ("flag", "left")):
             found.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]

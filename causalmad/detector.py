@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import platform
 from collections.abc import Mapping
@@ -16,16 +15,20 @@ import numpy.typing as npt
 
 from causalmad.calibration import Conformal
 from causalmad.calibration.base import FittedCalibrator
+from causalmad.calibration.multiple import adjusted, fewest
+from causalmad.covariates import covariates, predicted_classes
 from causalmad.detection import Detection
 from causalmad.errors import FitError, InputsError, SpecError
 from causalmad.explanation import Explanation, explain
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
 from causalmad.references import Mahalanobis
-from causalmad.references.base import FittedReference
-from causalmad.references.estimators import fit_reference
+from causalmad.references.base import FittedReference, anomaly_scores
+from causalmad.references.estimators import asks, fit_reference, require_untrusted
+from causalmad.references.folded import NO_FOLD, FittedFolds, fit_folds
 from causalmad.repair import Repair, repair
 from causalmad.signatures.base import FittedSignature, Signature, Signatures
+from causalmad.splits import folds_of, split
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,7 +43,8 @@ class Detector:
             ``score_samples``.
         calibrator: from scores to p-values.
         calibration_share: share of the trusted inputs that is held out from signature and reference for calibration; by
-            default a third, and up to a half while that third would be fewer than 100 (alpha = 0.01 takes 99).
+            default a third, and up to a half while that third would be fewer than 100 (alpha = 0.01 takes 99). With a
+            cross-conformal calibrator it is held out from the signature alone, and by default two thirds.
 
     Example:
         >>> import torch, causalmad as cm
@@ -83,18 +87,48 @@ class Detector:
         """
         opened = open_model(model)
         inputs = opened.inputs(trusted)
-        fit_rows, calibration_rows = _split(inputs, self.calibration_share, seed)
+        require_untrusted(self.reference, untrusted)
+        needed = set(_parameters(self.calibrator.fit))
+        if "untrusted" in needed and untrusted is None:
+            raise FitError(
+                f"{type(self.calibrator).__name__} weighs by how untrusted inputs differ, and there are none",
+                needed="unlabelled inputs like those to come",
+                tries=["detector.fit(model, trusted, untrusted)", "calibrator=causalmad.calibration.Conformal()"],
+            )
+        share = self.calibration_share
+        if share is None and "folds" in needed:
+            share = 2 / 3
+        fit_rows, calibration_rows = split(inputs, share, seed)
         signature = self.signature.fit(opened, inputs[fit_rows], seed)
         donors = _donor_digests(signature)
         reference_rows = np.array([row for row in fit_rows if inputs.digests[row] not in donors], dtype=np.int64)
+        held = inputs[calibration_rows]
+        compares = untrusted is not None and "untrusted" in asks(self.reference)
+        others = opened.inputs(untrusted) if untrusted is not None and (compares or "untrusted" in needed) else None
+        context: dict[str, npt.NDArray[Any]] = {}
+        folds = folds_of(held, int(self.calibrator.folds), seed) if "folds" in needed else None
+        if folds is not None:
+            context["folds"] = np.concatenate([np.full(len(reference_rows), NO_FOLD), folds])
+            reference_rows = np.concatenate([reference_rows, calibration_rows])
         normal = signature(inputs[reference_rows])
-        pool, others = None, inputs[:0]
-        if untrusted is not None and self._compares:
-            others = opened.inputs(untrusted)
-            pool = signature(others).values
-        reference = self._fit_reference(normal.values, pool, seed)
-        held_out = signature(inputs[calibration_rows])
-        calibrator = self.calibrator.fit(_scores(reference, held_out))
+        if others is not None and compares:
+            context["untrusted"] = signature(others).values
+        if "classes" in asks(self.reference):
+            context["classes"] = predicted_classes(opened, inputs[reference_rows])
+        reference = fit_on(self.reference, normal, context, seed)
+        given: dict[str, Any] = {}
+        names = getattr(self.calibrator, "asks", ())
+        if "covariates" in needed:
+            given["covariates"] = covariates(names, opened, held)
+        if "untrusted" in needed and others is not None:
+            given["untrusted"] = covariates(names, opened, others)
+        if folds is None:
+            scores = _scores(reference, signature(held))
+        else:
+            # The signatures of the held-out inputs are the last rows of `normal`; each is scored without its own fold.
+            given["folds"] = folds
+            scores = _scores(reference, _last(normal, len(folds)), each=True)[np.arange(len(folds)), folds]
+        calibrator = self.calibrator.fit(scores, **given)
         parts = {
             "signature": _ids(inputs, fit_rows),
             "reference": _ids(inputs, reference_rows),
@@ -102,20 +136,11 @@ class Detector:
         }
         provenance = {"seed": seed, "ids": parts, "versions": versions(), "model": opened.name}
         # A p-value compares with inputs that the fit has not seen: nothing that it has seen has one that means much.
-        seen = frozenset(inputs.digests) | (frozenset() if pool is None else frozenset(others.digests))
-        return FittedDetector(self, opened, signature, reference, calibrator, normal, seen, provenance)
-
-    @property
-    def _compares(self) -> bool:
-        """Whether the reference takes untrusted inputs; the others have no use for them."""
-        fit = getattr(self.reference, "fit", None)
-        return fit is not None and "untrusted" in inspect.signature(fit).parameters
-
-    def _fit_reference(self, values: npt.NDArray[np.float32], pool: Any, seed: int) -> FittedReference:
-        if pool is not None:
-            fitted: FittedReference = copy.deepcopy(self.reference).fit(values, untrusted=pool)
-            return fitted
-        return fit_reference(self.reference, values, seed=seed)
+        seen = frozenset(inputs.digests)
+        pool = frozenset(others.digests) if others is not None and compares else frozenset()
+        return FittedDetector(
+            self, opened, signature, reference, calibrator, normal, seen, provenance, pool=pool, context=context
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,6 +156,9 @@ class FittedDetector:
         trusted: signatures of the trusted inputs on which the reference stands.
         seen: content hashes of all trusted inputs, with which nothing new should be compared to itself.
         provenance: seed, ids of every part of the trusted inputs, versions.
+        pool: content hashes of the untrusted inputs that the reference was fitted on.
+        context: what else the reference was fitted with: ``untrusted`` (m, d) signatures, and of every trusted row its
+            predicted class (``classes``) and fold (``folds``).
     """
 
     spec: Detector
@@ -141,6 +169,8 @@ class FittedDetector:
     trusted: Signatures
     seen: frozenset[str]
     provenance: Mapping[str, Any]
+    pool: frozenset[str] = frozenset()
+    context: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """What was fitted, in a line."""
@@ -154,33 +184,56 @@ class FittedDetector:
         """(n,) anomaly scores, higher = more anomalous, in the reference's unit."""
         return _scores(self.reference, self.signature(self.model.inputs(inputs)))
 
-    def detect(self, inputs: Any, alpha: float = 0.05) -> Detection:
+    def measure(self, found: Signatures, inputs: Inputs) -> tuple[Floats, Floats]:
+        """(n,) anomaly scores and (n,) p-values of signatures.
+
+        Args:
+            found: the signatures, one row for each input.
+            inputs: whose they are; calibrators that compare like with like look up the class, length or column here.
+        """
+        scores = _scores(self.reference, found)
+        compared = _scores(self.reference, found, each=True) if self._folded else scores
+        return scores, self.calibrator.p_values(compared, **self.compared_by(inputs))
+
+    def detect(self, inputs: Any, alpha: float = 0.05, *, fdr: str | None = None) -> Detection:
         """Scores, p-values and flags.
 
         Args:
             inputs: whatever :meth:`Inputs.of` takes; they should not be among the trusted ones.
-            alpha: largest share of normal inputs that may be flagged, on average over calibration sets.
+            alpha: largest share of normal inputs that may be flagged, on average over calibration sets; with ``fdr``
+                the largest expected share of false flags among all flags.
+            fdr: ``bh``, ``by``, ``storey`` or ``e-bh``, see :func:`causalmad.calibration.multiple.reject`.
 
         Raises:
-            CalibrationError: when the calibration inputs are too few for ``alpha``.
+            CalibrationError: when the calibration inputs are too few for ``alpha``, or there is no such ``fdr``.
         """
         self.calibrator.require(alpha)
         known = self.model.inputs(inputs)
+        adjusted_p = None if fdr is None else adjusted(np.ones(0), fdr)  # a wrong name before any work
         found = self.signature(known)
-        scores = _scores(self.reference, found)
-        p_values = self.calibrator.p_values(scores)
-        repeated = tuple(key for key, content in zip(known.ids, known.digests, strict=True) if content in self.seen)
-        provenance = {**self.provenance, "also trusted": repeated}
-        return Detection(
-            found, scores, p_values, alpha, provenance, lambda row: self._explain(found, scores, row, known)
-        )
+        scores, p_values = self.measure(found, known)
+        note = ""
+        if fdr is not None:
+            adjusted_p = adjusted(p_values, fdr)
+            note = _reach(fewest(self._floors(known), alpha, fdr), len(known), alpha)
+        pairs = list(zip(known.ids, known.digests, strict=True))
+        provenance = {
+            **self.provenance,
+            "also trusted": tuple(key for key, content in pairs if content in self.seen),
+            "also untrusted": tuple(key for key, content in pairs if content in self.pool),
+        }
+
+        def reason(row: int) -> Explanation:
+            return self._explain(found, scores, p_values, row, known)
+
+        return Detection(found, scores, p_values, alpha, provenance, reason, fdr, adjusted_p, note)
 
     def explain(self, inputs: Any) -> tuple[Explanation, ...]:
         """Why each input scored as it did; :meth:`Detection.explain` does the same for one input of a detection."""
         known = self.model.inputs(inputs)
         found = self.signature(known)
-        scores = _scores(self.reference, found)
-        return tuple(self._explain(found, scores, row, known) for row in range(len(found)))
+        scores, p_values = self.measure(found, known)
+        return tuple(self._explain(found, scores, p_values, row, known) for row in range(len(found)))
 
     def repair(
         self, inputs: Any, trusted: Any, *, alpha: float = 0.05, units: Any = None, most: int = 3, donors: int = 4
@@ -232,12 +285,71 @@ class FittedDetector:
 
         return load(Path(path), model, hypothesis)
 
-    def _explain(self, found: Signatures, scores: Floats, row: int, inputs: Inputs) -> Explanation:
-        p_value = float(self.calibrator.p_values(scores[row : row + 1])[0])
+    @property
+    def _folded(self) -> bool:
+        return isinstance(self.reference, FittedFolds)
+
+    def compared_by(self, inputs: Inputs) -> dict[str, Any]:
+        """What the calibrator takes beside scores: ``covariates``, or nothing."""
+        if "covariates" not in _parameters(self.calibrator.p_values):
+            return {}
+        return {"covariates": covariates(getattr(self.spec.calibrator, "asks", ()), self.model, inputs)}
+
+    def _floors(self, inputs: Inputs) -> Floats:
+        """(n,) the smallest p-value that each input could get."""
+        shape = (len(inputs), len(self.reference.members)) if isinstance(self.reference, FittedFolds) else len(inputs)
+        return self.calibrator.p_values(np.full(shape, np.inf), **self.compared_by(inputs))
+
+    def _explain(self, found: Signatures, scores: Floats, p_values: Floats, row: int, inputs: Inputs) -> Explanation:
         chosen = getattr(self.signature, "donors_of", None)  # signatures that choose donors for every input
         donors = None if chosen is None else chosen(inputs[row])
-        key, values, score = found.ids[row], found.values[row], float(scores[row])
+        key, values, score, p_value = found.ids[row], found.values[row], float(scores[row]), float(p_values[row])
         return explain(key, found.columns, values, score, p_value, self.reference, self.trusted, donors=donors)
+
+
+def fit_on(
+    reference: object, normal: Signatures, context: Mapping[str, npt.NDArray[Any]], seed: int
+) -> FittedReference:
+    """The reference fitted on trusted signatures; a saved detector calls this again for what no file can hold.
+
+    Args:
+        reference: the specification, or a scikit-learn estimator.
+        normal: trusted signatures.
+        context: see :class:`FittedDetector`.
+        seed: of estimators that draw.
+    """
+    given: dict[str, Any] = {
+        "seed": seed,
+        "untrusted": context.get("untrusted"),
+        "groups": tuple(column.block or column.site for column in normal.columns),
+        "names": tuple(column.name for column in normal.columns),
+        "classes": context.get("classes"),
+    }
+    if "folds" in context:
+        return fit_folds(reference, normal.values, context["folds"], **given)
+    return fit_reference(reference, normal.values, **given)
+
+
+def scores_by_fold(
+    detector: Detector, model: OpenModel, inputs: Inputs, untrusted: Inputs | None, folds: int, seed: int
+) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """(n,) anomaly score of each input by signature and reference fitted on the other folds, and (n,) its fold."""
+    require_untrusted(detector.reference, untrusted)
+    index = folds_of(inputs, folds, seed)
+    scores = np.empty(len(inputs))
+    for fold in range(folds):
+        rest = inputs[np.flatnonzero(index != fold)]
+        signature = detector.signature.fit(model, rest, seed)
+        donors = _donor_digests(signature)
+        kept = rest[[row for row, content in enumerate(rest.digests) if content not in donors]]
+        context: dict[str, npt.NDArray[Any]] = {}
+        if untrusted is not None and "untrusted" in asks(detector.reference):
+            context["untrusted"] = signature(untrusted).values
+        if "classes" in asks(detector.reference):
+            context["classes"] = predicted_classes(model, kept)
+        reference = fit_on(detector.reference, signature(kept), context, seed)
+        scores[index == fold] = _scores(reference, signature(inputs[np.flatnonzero(index == fold)]))
+    return scores, index
 
 
 def versions() -> dict[str, str]:
@@ -251,27 +363,30 @@ def versions() -> dict[str, str]:
     return known
 
 
-def _scores(reference: FittedReference, found: Signatures) -> Floats:
-    """Anomaly scores: the one place where scikit-learn's sign (higher = more normal) is turned round."""
-    return -np.asarray(reference.score_samples(found.values), dtype=np.float64)
+def _scores(reference: FittedReference, found: Signatures, *, each: bool = False) -> Floats:
+    """(n,) anomaly scores; with ``each``, (n, folds) scores under every fold's reference."""
+    normality = reference.each if each and isinstance(reference, FittedFolds) else reference.score_samples
+    return anomaly_scores(normality, found.values)
 
 
-def _split(inputs: Inputs, share: float | None, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows for fitting and rows for calibration; inputs of equal content are on the same side."""
-    contents = np.array(inputs.digests)
-    distinct = np.unique(contents)
-    total = len(distinct)
-    count = max(total // 3, min(100, total // 2), 1) if share is None else max(round(share * total), 1)
-    if total - count < 3:
-        raise FitError(
-            f"{total} distinct trusted inputs, {count} of them for calibration",
-            needed="at least 3 for the signature and the reference, and for alpha = 0.05 at least 19 for calibration",
-            tries=["more trusted inputs", "a smaller Detector(..., calibration_share=...)"],
+def _reach(needed: int | None, count: int, alpha: float) -> str:
+    """What the size of the calibration set means for ``count`` inputs tested at once, where it means anything."""
+    if needed is None:
+        return f"With so few calibration inputs, none of {count} inputs at once can be flagged at {alpha:g}, ever."
+    if needed > 1:
+        return (
+            f"With so few calibration inputs, none of {count} inputs at once can be flagged unless at least {needed} "
+            "of them score above every trusted one."
         )
-    # Sorted contents, then a seeded shuffle: the split does not depend on the order in which inputs came.
-    held = np.random.default_rng([seed, 7]).permutation(distinct)[:count]
-    inside = np.isin(contents, held)
-    return np.flatnonzero(~inside), np.flatnonzero(inside)
+    return ""
+
+
+def _last(found: Signatures, count: int) -> Signatures:
+    return Signatures(found.ids[-count:], found.columns, found.values[-count:])
+
+
+def _parameters(function: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _donor_digests(signature: FittedSignature) -> frozenset[str]:

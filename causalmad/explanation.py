@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from causalmad.references.base import FittedReference
+from causalmad.references.base import FittedReference, anomaly_scores
+from causalmad.references.folded import FittedFolds
+from causalmad.references.shapley import EXACT, shapley
 from causalmad.signatures.base import Column, Signatures
 
 Floats = npt.NDArray[np.float64]
 
-_BASELINE = Column("baseline", unit="score of the trusted mean")
+OWN = "the reference's own sum over columns"
+SHAPLEY = "exact Shapley values over columns, against the trusted median"
+SAMPLED = "Shapley values over columns, estimated over random orders, against the trusted median"
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Contribution:
     """One column's part of a score.
 
     Attributes:
-        column: the column; the one named ``baseline`` is the score of the trusted mean itself.
+        column: the column.
         amount: its part of the anomaly score; all amounts sum to the score.
         value: what the signature of this input has there.
         trusted: mean over the trusted inputs.
@@ -44,6 +49,8 @@ class Explanation:
         contributions: parts of the score, the largest by size first; they sum to it.
         nearest: (id, distance) of the nearest trusted inputs, in trusted standard deviations per column.
         donors: what was replaced -> ids of the trusted donors, for signatures that choose donors for every input.
+        method: how the contributions were found: by the reference itself, or as Shapley values of its score, with the
+            trusted median in place of what is absent and the score of that median spread evenly over the columns.
     """
 
     id: str
@@ -52,6 +59,7 @@ class Explanation:
     contributions: tuple[Contribution, ...]
     nearest: tuple[tuple[str, float], ...]
     donors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    method: str = OWN
 
     @property
     def parts(self) -> dict[str, float]:
@@ -69,8 +77,7 @@ class Explanation:
     @property
     def leading(self) -> str:
         """Name of the column that contributes most."""
-        parts = [part for part in self.contributions if part.column != _BASELINE]
-        return max(parts, key=lambda part: part.amount).column.name
+        return max(self.contributions, key=lambda part: part.amount).column.name
 
     def show(self, top: int = 10) -> None:
         """Print the explanation as a table."""
@@ -89,7 +96,8 @@ class Explanation:
             for p in self.contributions
         ]
         nearest = [{"id": key, "distance": distance} for key, distance in self.nearest]
-        data = {"score": self.score, "p": self.p_value, "contributions": parts, "nearest": nearest}
+        known = {"score": self.score, "p": self.p_value, "contributions": parts, "nearest": nearest}
+        data: dict[str, object] = {**known, "method": self.method}
         return {**data, "donors": {name: list(ids) for name, ids in self.donors.items()}} if self.donors else data
 
     def _table(self, top: int) -> object:
@@ -105,9 +113,11 @@ def table(key: str, data: dict[str, object], top: int = 10) -> object:
     near = ", ".join(f"{row['id']} ({row['distance']:.2g})" for row in nearest)
     donors: dict[str, list[str]] = data.get("donors", {})  # type: ignore[assignment]
     given = "".join(f"\ndonors of {name}: {', '.join(ids) or 'none'}" for name, ids in donors.items())
+    method = data.get("method", OWN)
+    how = "" if method == OWN else f"\ncontributions: {method}"
     found = Table(
         title=f"input {key}: score {data['score']:.4g}, p = {data['p']:.3g}",
-        caption=f"nearest trusted inputs: {near or 'none'}{given}",
+        caption=f"nearest trusted inputs: {near or 'none'}{given}{how}",
         title_justify="left",
         caption_justify="left",
     )
@@ -153,8 +163,8 @@ def explain(
         values: (d,) signature of the input.
         score: its anomaly score.
         p_value: its p-value.
-        reference: what scored it; without ``contributions`` of its own, Shapley values over random orders of the
-            columns are taken (Strumbelj and Kononenko 2010), with the trusted mean as the baseline.
+        reference: what scored it; without ``contributions`` of its own, Shapley values are taken, see
+            :func:`causalmad.references.shapley.shapley`.
         trusted: signatures of the trusted inputs.
         neighbours: how many nearest trusted inputs.
         donors: what was replaced -> ids of the donors.
@@ -162,37 +172,27 @@ def explain(
     normal = trusted.values.astype(np.float64)
     mean = normal.mean(0)
     row = values.astype(np.float64)
-    if hasattr(reference, "contributions"):
-        amounts = np.asarray(reference.contributions(values[None]))[0]
-        baseline = None
-    else:
-        amounts, baseline = _shapley(lambda rows: -reference.score_samples(rows), row, mean)
+    amounts, method = _amounts(reference, values, normal)
     parts = [
         Contribution(column, float(amount), float(here), float(usual))
         for column, amount, here, usual in zip(columns, amounts, row, mean, strict=True)
     ]
-    if baseline is not None:
-        parts.append(Contribution(_BASELINE, baseline, 0.0, 0.0))
     parts.sort(key=lambda part: -abs(part.amount))
     spread = normal.std(0)
     unit = np.where(spread > 0, spread, 1.0)
     distances = np.sqrt((((normal - row) / unit) ** 2).mean(1))
     order = np.argsort(distances, kind="stable")[:neighbours]
     nearest = tuple((trusted.ids[i], float(distances[i])) for i in order)
-    return Explanation(key, score, p_value, tuple(parts), nearest, donors or {})
+    return Explanation(key, score, p_value, tuple(parts), nearest, donors or {}, method)
 
 
-def _shapley(
-    score: Callable[[Floats], Floats], row: Floats, baseline: Floats, orders: int = 16
-) -> tuple[Floats, float]:
-    """(d,) Shapley values over a few random orders, and the baseline's score; together they sum to the row's score."""
-    generator = np.random.default_rng(0)
-    total = np.zeros(len(row))
-    start = float(score(baseline[None])[0])
-    for _ in range(orders):
-        order = generator.permutation(len(row))
-        steps = np.tile(baseline, (len(row) + 1, 1))
-        for step, column in enumerate(order):
-            steps[step + 1 :, column] = row[column]
-        total[order] += np.diff(score(steps))
-    return total / orders, start
+def _amounts(reference: FittedReference, values: npt.NDArray[np.float32], normal: Floats) -> tuple[Floats, str]:
+    """(d,) contributions that sum to the anomaly score, and how they were found."""
+    if isinstance(reference, FittedFolds):
+        each = [_amounts(one, values, normal) for one in reference.members]
+        return np.mean([amounts for amounts, _ in each], axis=0), each[0][1]
+    if hasattr(reference, "contributions"):
+        return np.asarray(reference.contributions(values[None]))[0], OWN
+    score = partial(anomaly_scores, reference.score_samples)
+    parts = shapley(score, values[None], np.median(normal, axis=0)[None])
+    return parts[0], SHAPLEY if len(values) <= EXACT else SAMPLED

@@ -11,6 +11,7 @@ from causalmad.detector import Detector
 from causalmad.errors import CausalmadError, SpecError
 
 _PARTS = ("signatures", "references", "calibrators")
+_NESTED = ("signature", "signatures", "on")  # options that hold signatures
 
 
 def parse_detector(text: str) -> Detector:
@@ -34,7 +35,7 @@ def parse_detector(text: str) -> Detector:
 
 
 def with_hypothesis(detector: Detector, hypothesis: object | None, *, asked: bool = False) -> Detector:
-    """The detector with a hypothesis where its signature has none.
+    """The detector with a hypothesis where its signature, or one inside it, has none.
 
     Args:
         detector: stays as it is when its signature takes no hypothesis, or has one.
@@ -45,23 +46,34 @@ def with_hypothesis(detector: Detector, hypothesis: object | None, *, asked: boo
     Raises:
         SpecError: when a hypothesis was asked for and the signature takes none.
     """
-    signature: Any = detector.signature
-    names = ("hypothesis", "circuit") if asked else ("hypothesis",)
     if hypothesis is None:
         return detector
-    if is_dataclass(signature) and not isinstance(signature, type):
-        for name in names:
-            if any(field.name == name for field in fields(signature)):
-                if getattr(signature, name) is not None and not asked:
-                    return detector
-                claimed: Any = replace(signature, **{name: hypothesis})
-                return replace(detector, signature=claimed)
-    if asked:
+    signature: Any = detector.signature
+    claimed, taken = _claimed(signature, hypothesis, asked)
+    if asked and not taken:
         raise SpecError(
             f"{type(signature).__name__} takes no hypothesis",
             tries=["causal-scrubbing+mahalanobis", "interchange+mahalanobis", "sufficiency+mahalanobis"],
         )
-    return detector
+    return detector if claimed is signature else replace(detector, signature=claimed)
+
+
+def _claimed(signature: Any, hypothesis: object, asked: bool) -> tuple[Any, bool]:
+    """A signature with a hypothesis in it, or in the signatures inside it, and whether any of them takes one."""
+    if isinstance(signature, tuple):
+        pairs = [_claimed(part, hypothesis, asked) for part in signature]
+        same = all(new is old for (new, _), old in zip(pairs, signature))
+        return (signature if same else tuple(new for new, _ in pairs)), any(taken for _, taken in pairs)
+    if not is_dataclass(signature) or isinstance(signature, type):
+        return signature, False
+    options = {field.name: getattr(signature, field.name) for field in fields(signature) if field.init}
+    for name in ("hypothesis", "circuit") if asked else ("hypothesis",):
+        if name in options:
+            keep = options[name] is not None and not asked
+            return (signature if keep else replace(signature, **{name: hypothesis})), True
+    inner = {name: _claimed(value, hypothesis, asked) for name, value in options.items() if name in _NESTED}
+    changed = {name: new for name, (new, _) in inner.items() if new is not options[name]}
+    return (replace(signature, **changed) if changed else signature), any(taken for _, taken in inner.values())
 
 
 def detector_text(detector: Detector) -> str:
@@ -85,19 +97,28 @@ def spec_text(kind: str, spec: object) -> str:
         usual = to_config(kind, parse_spec(kind, config["name"]))
     except CausalmadError:
         return type(spec).__name__
-    changed = {key: value for key, value in config["options"].items() if usual["options"].get(key) != value}
-    return _written(config["name"], changed)
+    return _written(config, usual["options"])
 
 
-def _written(name: str, options: dict[str, Any]) -> str:
-    inside = ",".join(f"{key}={_value(value)}" for key, value in options.items())
-    return f"{name}[{inside}]" if inside else name
+def _written(config: dict[str, Any], usual: dict[str, Any]) -> str:
+    changed = {key: value for key, value in config.get("options", {}).items() if usual.get(key) != value}
+    inside = ",".join(f"{key}={_value(value)}" for key, value in changed.items())
+    return f"{config['name']}[{inside}]" if inside else str(config["name"])
+
+
+def _usual(config: dict[str, Any]) -> dict[str, Any]:
+    """The options that a part inside another has when only its name is given."""
+    try:
+        found = to_config(config["kind"], parse_spec(config["kind"], config["name"]))["options"]
+    except (CausalmadError, TypeError):  # a hypothesis, or a part that cannot be made from its name alone
+        return {}
+    return dict(found)
 
 
 def _value(value: Any) -> str:
     """An option's value from JSON data."""
     if isinstance(value, dict):
-        return _written(value["name"], value.get("options", {}))
+        return _written(value, _usual(value))
     if isinstance(value, list):
         return ";".join(map(_value, value))
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

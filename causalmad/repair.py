@@ -83,7 +83,7 @@ def repair(
     Raises:
         FitError: when nothing could be replaced, or the signature does not say on which model it is.
     """
-    before = float(detector.calibrator.p_values(detector.score(inputs))[0])
+    before = float(detector.measure(detector.signature(inputs), inputs)[1][0])
     everyone = _units(detector, inputs, units)
     if before > alpha:
         return Repair(inputs.ids[0], (), "", before, before, alpha)
@@ -95,15 +95,14 @@ def repair(
     chosen: tuple[Unit, ...] = ()
     for _ in range(most):
         tries = [
-            (workshop.score((*chosen, unit), d), (*chosen, unit), d)
+            (*workshop.measure((*chosen, unit), d), (*chosen, unit), d)
             for unit in everyone
             if unit not in chosen
             for d in range(drawn.count)
         ]
         if not tries:
             break
-        score, chosen, donor = min(tries, key=lambda attempt: attempt[0])
-        p_value = float(detector.calibrator.p_values(np.array([score]))[0])
+        _, p_value, chosen, donor = min(tries, key=lambda attempt: attempt[0])
         if not best[1] or p_value > best[0]:
             best = (p_value, chosen, donor)
         if p_value > alpha:
@@ -123,13 +122,14 @@ class _Workshop:
     donors: Donors
     batch: Batch
 
-    def score(self, units: Sequence[Unit], donor: int) -> float:
-        """Anomaly score with these units taken from a donor."""
+    def measure(self, units: Sequence[Unit], donor: int) -> tuple[float, float]:
+        """Anomaly score and p-value with these units taken from a donor; compared as the input itself is."""
         changed = self._changed([unit for unit in units if not unit[0].sites], donor)
         sites = [group.sites[0].at(-1 - i) if group.ragged else group.sites[i] for group, i in units if group.sites]
         model = replace(self.detector.model, standing=self._standing(sites, donor) if sites else None)
         signature = replace(self.detector.signature, model=model)  # type: ignore[type-var]
-        return float(-self.detector.reference.score_samples(signature(changed).values)[0])
+        scores, p_values = self.detector.measure(signature(changed), self.inputs)
+        return float(scores[0]), float(p_values[0])
 
     def _changed(self, units: Sequence[Unit], donor: int) -> Inputs:
         """The input with parts of itself replaced."""

@@ -19,7 +19,7 @@ from causalmad.errors import CausalmadError, HypothesisError, StoreError
 from causalmad.models import open_model
 from causalmad.models.fingerprint import first_difference
 from causalmad.references.base import FittedReference
-from causalmad.references.estimators import FittedEstimator, fit_reference
+from causalmad.references.folded import FittedFolds, restore_folds
 from causalmad.signatures.base import Signatures, State
 
 if TYPE_CHECKING:
@@ -42,11 +42,7 @@ def save(detector: FittedDetector, path: Path) -> None:
     state = detector.signature.state()
     tensors = {f"signature:{key}": value for key, value in state.tensors.items()}
     tensors["trusted:values"] = torch.from_numpy(detector.trusted.values)
-    if isinstance(detector.reference, FittedEstimator):
-        # Code objects are never saved: scikit-learn's estimators are fitted again on load, and these scores check it.
-        tensors["trusted:scores"] = torch.from_numpy(detector.reference.score_samples(detector.trusted.values))
-    else:
-        tensors |= _tensors("reference", detector.reference)
+    tensors |= _reference_tensors(detector)
     tensors |= _tensors("calibrator", detector.calibrator)
     model = detector.model
     options: dict[str, Tensor] = {}
@@ -63,6 +59,8 @@ def save(detector: FittedDetector, path: Path) -> None:
             "signature_data": state.data,
             "trusted_ids": detector.trusted.ids,
             "seen": sorted(detector.seen),
+            "pool": sorted(detector.pool),
+            "folded": isinstance(detector.reference, FittedFolds),
             "provenance": detector.provenance,
             "model": {"name": model.name, "side": model.side, "batch_size": model.batch_size},
             "parameters": model.parameter_fingerprints(),
@@ -116,22 +114,52 @@ def _rebuild(
         content["calibration_share"],
     )
     signature = spec.signature.restore(opened, State(_part(tensors, "signature"), content["signature_data"]))
-    values = tensors["trusted:values"].numpy()
-    reference = _reference(spec.reference, tensors, content["provenance"])
+    trusted = Signatures(tuple(content["trusted_ids"]), signature.columns, tensors["trusted:values"].numpy())
+    context = _arrays(tensors, "context")
+    reference = _reference(spec.reference, tensors, trusted, context, content)
     calibrator = spec.calibrator.restore(_arrays(tensors, "calibrator"))
-    trusted = Signatures(tuple(content["trusted_ids"]), signature.columns, values)
-    seen = frozenset(content["seen"])
-    return FittedDetector(spec, opened, signature, reference, calibrator, trusted, seen, content["provenance"])
+    return FittedDetector(
+        spec,
+        opened,
+        signature,
+        reference,
+        calibrator,
+        trusted,
+        frozenset(content["seen"]),
+        content["provenance"],
+        pool=frozenset(content["pool"]),
+        context=context,
+    )
 
 
-def _reference(spec: Any, tensors: dict[str, Tensor], provenance: dict[str, Any]) -> FittedReference:
-    """The fitted reference: restored, or for scikit-learn's estimators fitted again on the saved signatures."""
+def _reference_tensors(detector: FittedDetector) -> dict[str, Tensor]:
+    """The fitted reference's own arrays, or what it takes to fit it again and to check that.
+
+    Code objects are never saved: a reference that holds some has a ``state`` that says so by a `StoreError`.
+    """
+    try:
+        if hasattr(detector.reference, "state"):
+            detector.reference.state()
+    except StoreError:
+        again = {f"context:{key}": torch.from_numpy(np.array(value)) for key, value in detector.context.items()}
+        scores = detector.reference.score_samples(detector.trusted.values)
+        return {**again, "trusted:scores": torch.from_numpy(np.array(scores))}
+    return _tensors("reference", detector.reference)
+
+
+def _reference(
+    spec: Any, tensors: dict[str, Tensor], trusted: Signatures, context: dict[str, Any], content: dict[str, Any]
+) -> FittedReference:
+    """The fitted reference: restored, or fitted again on the saved signatures where no file can hold it."""
+    from causalmad.detector import fit_on
+
     if "trusted:scores" not in tensors:
-        restored: FittedReference = spec.restore(_arrays(tensors, "reference"))
+        state = _arrays(tensors, "reference")
+        restored: FittedReference = restore_folds(spec, state) if content["folded"] else spec.restore(state)
         return restored
-    values = tensors["trusted:values"].numpy()
-    fitted = fit_reference(spec, values, seed=int(provenance["seed"]))
-    if not np.array_equal(fitted.score_samples(values), tensors["trusted:scores"].numpy()):
+    provenance = content["provenance"]
+    fitted = fit_on(spec, trusted, context, int(provenance["seed"]))
+    if not np.array_equal(fitted.score_samples(trusted.values), tensors["trusted:scores"].numpy()):
         then = provenance.get("versions", {}).get("scikit-learn")
         raise StoreError(
             f"{type(spec).__name__} fitted again on the saved signatures does not give the saved scores",

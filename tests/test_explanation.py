@@ -5,7 +5,7 @@ import pytest
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 
-from causalmad.explanation import explain
+from causalmad.explanation import OWN, explain
 from causalmad.references import Mahalanobis
 from causalmad.references.estimators import fit_reference
 from causalmad.signatures import Column, Signatures
@@ -30,7 +30,9 @@ def test_contributions_sum_to_the_score_and_name_the_odd_column(reference):
     assert found.leading == "b" and found.contributions[0].column.name == "b"
     sizes = [abs(part.amount) for part in found.contributions]
     assert sizes == sorted(sizes, reverse=True)
-    assert any(part.column.name == "baseline" for part in found.contributions) != isinstance(reference, Mahalanobis)
+    assert (found.method == OWN) == isinstance(reference, Mahalanobis)
+    assert ("Shapley" in str(found)) != isinstance(reference, Mahalanobis)
+    assert len(found.contributions) == 4
 
 
 def test_values_and_trusted_means_stand_beside_the_contributions():
@@ -41,7 +43,7 @@ def test_values_and_trusted_means_stand_beside_the_contributions():
 
 
 def test_shapley_values_are_exact_where_columns_do_not_interact():
-    """For a sum over columns every order gives the same parts: those of the diagonal distance."""
+    """For a sum over columns each part is the column's own distance less that of the median, which is spread evenly."""
 
     class Distance:
         def fit(self, X):
@@ -51,10 +53,12 @@ def test_shapley_values_are_exact_where_columns_do_not_interact():
         def score_samples(self, X):
             return self.inner.score_samples(X)
 
-    own, shapley = explanation(), explanation(Distance())
-    expected = {part.column.name: part.amount for part in own.contributions}
+    shapley = explanation(Distance())
+    inner = Mahalanobis("diagonal").fit(TRUSTED)
+    median = inner.contributions(np.median(TRUSTED, axis=0)[None])[0]
+    expected = inner.contributions(ROW[None])[0] - median + median.sum() / 4
     for part in shapley.contributions:
-        assert part.amount == pytest.approx(expected.get(part.column.name, 0.0), abs=1e-4)
+        assert part.amount == pytest.approx(expected["abcd".index(part.column.name)], rel=1e-4)
 
 
 def test_the_nearest_trusted_inputs_come_with_their_distances():
@@ -72,12 +76,6 @@ def test_constant_columns_and_few_trusted_inputs_do_no_harm():
     found = explanation(trusted=trusted)
     assert len(found.nearest) == 3 and all(np.isfinite(distance) for _, distance in found.nearest)
     assert sum(part.amount for part in found.contributions) == pytest.approx(found.score)
-
-
-def test_the_leading_column_is_never_the_baseline():
-    """A trusted mean with a large score of its own is no column of the input."""
-    found = explanation(KernelDensity(bandwidth=0.05), row=TRUSTED.mean(0))
-    assert found.leading in "abcd"
 
 
 def test_printing_shows_the_sum_and_the_rest(capsys):

@@ -8,7 +8,7 @@ from sklearn.ensemble import IsolationForest
 from causalmad.calibration import Conformal
 from causalmad.detector import Detector
 from causalmad.errors import SpecError
-from causalmad.names import detector_text, parse_detector
+from causalmad.names import detector_text, parse_detector, with_hypothesis
 from causalmad.references import Mahalanobis
 from causalmad.signatures import Activations, AttributionPatching
 
@@ -57,3 +57,32 @@ def test_a_part_of_ones_own_stands_as_its_class() -> None:
         pass
 
     assert detector_text(Detector(Activations(), Mine())) == "activations+Mine"
+
+
+NESTED = [
+    "concat[signatures=activations;output-only]+mahalanobis",
+    "conditional[signature=activations[positions=0],on=margin]+mahalanobis",
+    "conditional[signature=concat[signatures=activations;shares[of=all]],on=output-only]+mahalanobis",
+    "signed-log[signature=sorted[signature=activations,top=3]]+mahalanobis",
+]
+
+
+@pytest.mark.parametrize("text", NESTED)
+def test_signatures_inside_signatures_are_read_and_written(text):
+    assert detector_text(parse_detector(text)) == text
+
+
+def test_a_hypothesis_reaches_signatures_inside():
+    from causalmad.signatures import Activations, CausalScrubbing, Concat, Shares, Sufficiency
+    from causalmad.testing.toys import toy
+
+    claim = toy("mlp").hypothesis
+    found = with_hypothesis(Detector(Concat((Activations(), Shares(CausalScrubbing()), Sufficiency()))), claim)
+    assert found.signature.signatures[1].signature.hypothesis is claim
+    assert found.signature.signatures[2].circuit is None
+    asked = with_hypothesis(Detector(Shares(Sufficiency())), claim, asked=True)
+    assert asked.signature.signature.circuit is claim
+    plain = Detector(Concat((Activations(),)))
+    assert with_hypothesis(plain, claim) is plain
+    with pytest.raises(SpecError, match="no hypothesis"):
+        with_hypothesis(plain, claim, asked=True)

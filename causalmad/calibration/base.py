@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from causalmad.errors import CalibrationError
+from causalmad.errors import CalibrationError, nearest
 
 Array = npt.NDArray[np.float64]
 
@@ -37,7 +37,13 @@ class FittedCalibrator(Protocol):
 
 @runtime_checkable
 class Calibrator(Protocol):
-    """A specification of a calibrator."""
+    """A specification of a calibrator.
+
+    One that takes more than scores says so by the keywords of its ``fit`` and of its fit's ``p_values``, and gets just
+    those: ``covariates`` (name -> (n,) values, for the names in its attribute ``asks``), ``untrusted`` (the same of the
+    unlabelled inputs, in ``fit`` alone), or ``folds`` ((n,) the fold of every score, in ``fit`` alone; its attribute
+    ``folds`` is how many are wanted, and ``p_values`` then takes (m, folds) scores).
+    """
 
     def fit(self, scores: npt.ArrayLike, /) -> FittedCalibrator:
         """The fit on anomaly scores (n,) of trusted inputs that nothing else was fitted on; higher = more anomalous."""
@@ -87,3 +93,43 @@ def as_alpha(alpha: float) -> float:
             tries=["alpha=0.05", "alpha=0.01"],
         )
     return float(alpha)
+
+
+def as_covariate(
+    covariates: Mapping[str, npt.ArrayLike], name: str, count: int, *, number: bool = False
+) -> npt.NDArray[Any]:
+    """One covariate as a (count,) array, of finite float64 numbers where ``number``.
+
+    Raises:
+        CalibrationError: where it is missing, of another length, or has gaps.
+    """
+    if name not in covariates:
+        raise CalibrationError(
+            f"no covariate {name!r}",
+            needed=f"one value of {name!r} for each score",
+            tries=[repr(near) for near in nearest(name, covariates)],
+        )
+    values = np.asarray(covariates[name])
+    if values.shape != (count,):
+        raise CalibrationError(f"covariate {name!r} has shape {values.shape}", needed=f"({count},), one for each score")
+    if values.dtype.kind == "f" or number:
+        try:
+            numbers = values.astype(np.float64)
+        except (TypeError, ValueError) as cause:
+            raise CalibrationError(
+                f"covariate {name!r} is of {values.dtype}, no number", needed="numbers", tries=["bins=None"]
+            ) from cause
+        if not np.isfinite(numbers).all():
+            raise CalibrationError(f"covariate {name!r} holds NaN or infinity", needed="a finite number for each input")
+        return numbers if number else values
+    return values
+
+
+def to_text(text: str) -> npt.NDArray[np.uint8]:
+    """Text as an array of bytes, for a file that holds nothing but arrays."""
+    return np.frombuffer(text.encode(), dtype=np.uint8).copy()
+
+
+def from_text(data: npt.NDArray[Any]) -> str:
+    """The text that :func:`to_text` wrote."""
+    return np.asarray(data, dtype=np.uint8).tobytes().decode()

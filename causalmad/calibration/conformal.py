@@ -6,12 +6,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from causalmad.calibration.base import as_alpha, as_scores
 from causalmad.errors import CalibrationError, StoreError
+
+if TYPE_CHECKING:
+    from causalmad.calibration.calibration_conditional import FittedConditional
 
 Array = npt.NDArray[np.float64]
 
@@ -101,6 +105,12 @@ class FittedConformal:
             f"1/{n + 1} = {self.smallest:.2g}",
             tries=[f"alpha >= {_rounded_up(n + 1)}", f"at least {inputs_needed(alpha)} calibration inputs"],
         )
+
+    def conditional(self, delta: float) -> FittedConditional:
+        """P-values that are valid given the calibration scores, with probability 1 - delta over these."""
+        from causalmad.calibration.calibration_conditional import FittedConditional, bounds
+
+        return FittedConditional(self, bounds("monte-carlo", len(self.scores), delta))
 
     def state(self) -> dict[str, Array]:
         """Arrays that `Conformal.restore` takes."""

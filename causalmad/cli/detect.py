@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,13 +15,10 @@ from causalmad.cli.files import STANDARD, require_file, write_lines
 from causalmad.cli.fit import Device, Model, Task
 from causalmad.cli.guard import FLAGGED, Debug, Quiet, guarded
 from causalmad.cli.models import choose
-from causalmad.cli.rows import as_inputs, read_rows
 from causalmad.errors import InputsError
+from causalmad.rows import as_inputs, read_rows
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from causalmad.detection import Detection
 
 
@@ -30,6 +26,9 @@ class Multiplicity(str, Enum):
     """What ``--fdr`` can be."""
 
     bh = "bh"
+    by = "by"
+    storey = "storey"
+    e_bh = "e-bh"
 
 
 @guarded
@@ -48,7 +47,7 @@ def detect(
     alpha: Annotated[float, typer.Option(help="Share of normal inputs that may be flagged.")] = 0.05,
     fdr: Annotated[
         Multiplicity | None,
-        typer.Option(help="Bound the share of false flags among all flags by alpha instead (Benjamini-Hochberg)."),
+        typer.Option(help="Bound the share of false flags among all flags by alpha instead, such as bh."),
     ] = None,
     out: Annotated[
         str, typer.Option(help="Where the JSON lines go, - for standard output.", metavar="FILE")
@@ -79,10 +78,9 @@ def detect(
         given = opened.inputs(chosen.test) if rows is None else as_inputs(rows, opened, chosen.blocks)
         step("scoring", 0, 0)
         with fitting_threads(chosen.module):
-            detection = fitted.detect(given, alpha=alpha)
-        adjusted = _adjusted(detection) if fdr else None
-        flags = detection.flags if adjusted is None else adjusted <= alpha
-        write_lines(out, (json.dumps(row) for row in _rows(detection, flags, adjusted, step)))
+            detection = fitted.detect(given, alpha=alpha, fdr=None if fdr is None else fdr.value)
+        write_lines(out, (json.dumps(row) for row in _rows(detection, step)))
+    flags = detection.flags
     repeated = detection.provenance["also trusted"]
     if repeated:
         remark(
@@ -90,15 +88,12 @@ def detect(
             f"{', '.join(map(repr, repeated[:3]))}{' ...' if len(repeated) > 3 else ''}",
             quiet,
         )
-    fewest = math.ceil(round(fitted.calibrator.smallest * len(given) / alpha, 9))
-    if fdr and fewest > 1 and not flags.any():
-        remark(
-            f"With so few calibration inputs, none of {len(given)} inputs at once can be flagged unless at least "
-            f"{fewest} of them score above every trusted one.",
-            quiet,
-        )
-    kind = f"false discovery rate {alpha:g}" if fdr else f"alpha = {alpha:g}"
-    summary = f"{int(flags.sum())} of {len(given)} inputs flagged at {kind}"
+    pool = detection.provenance["also untrusted"]
+    if pool:
+        remark(f"{len(pool)} of {len(given)} inputs are of the untrusted pool that the reference was fitted on.", quiet)
+    if detection.note and not flags.any():
+        remark(detection.note, quiet)
+    summary = f"{int(flags.sum())} of {len(given)} inputs flagged at {detection.level}"
     if out == STANDARD:
         remark(summary, quiet)
     else:
@@ -107,20 +102,8 @@ def detect(
         raise typer.Exit(FLAGGED)
 
 
-def _adjusted(detection: Detection) -> npt.NDArray[np.float64]:
-    """(n,) p-values adjusted for all inputs at once (Benjamini and Hochberg 1995)."""
-    from scipy.stats import false_discovery_control
-
-    adjusted: npt.NDArray[np.float64] = false_discovery_control(detection.p_values, method="bh")
-    return adjusted
-
-
-def _rows(
-    detection: Detection, flags: npt.NDArray[np.bool_], adjusted: npt.NDArray[np.float64] | None, step: Any
-) -> Iterator[dict[str, Any]]:
+def _rows(detection: Detection, step: Any) -> Iterator[dict[str, Any]]:
     """What stands in the file for each input: enough to explain it without the detector."""
-    for row, key in enumerate(detection.ids):
-        extra = {} if adjusted is None else {"p_adjusted": float(adjusted[row])}
-        reason = detection.reason(row).to_data()
-        yield {"id": key, "flag": bool(flags[row]), "alpha": detection.alpha, **extra, **reason}
+    for row in range(len(detection)):
+        yield detection.row(row)
         step("writing", row + 1, len(detection))

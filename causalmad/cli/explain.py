@@ -9,8 +9,8 @@ import typer
 
 from causalmad.cli.console import show
 from causalmad.cli.guard import Debug, guarded
-from causalmad.cli.rows import read_rows
 from causalmad.errors import InputsError, nearest
+from causalmad.rows import read_rows
 
 _NEEDED = ("id", "flag", "score", "p", "contributions", "nearest")
 

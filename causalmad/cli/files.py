@@ -1,37 +1,15 @@
-"""Reading and writing of the command line's files: ``-`` is standard input or output, and writes are all or nothing."""
+"""Writing of the command line's files: ``-`` is standard output, and writes are all or nothing."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from causalmad.errors import InputsError, StoreError
+from causalmad.errors import StoreError
 
 STANDARD = "-"
-
-
-def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """Numbers (from 1) and contents of the lines that are not blank.
-
-    Raises:
-        InputsError: when the file cannot be read.
-    """
-    if path == STANDARD:
-        yield from _numbered(sys.stdin.buffer)
-        return
-    try:
-        with Path(path).open("rb") as file:
-            yield from _numbered(file)
-    except OSError as error:
-        raise InputsError(f"{path} cannot be read: {error.strerror}", needed="a file of JSON lines, or -") from error
-
-
-def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield number, line
 
 
 def write_lines(path: str, lines: Iterable[str]) -> None:

@@ -11,8 +11,8 @@ from causalmad.cli.console import progress, show
 from causalmad.cli.files import require_folder
 from causalmad.cli.guard import Debug, Quiet, guarded
 from causalmad.cli.models import choose
-from causalmad.cli.rows import as_inputs, read_rows
 from causalmad.errors import InputsError, SpecError
+from causalmad.rows import as_inputs, read_rows
 
 if TYPE_CHECKING:
     from causalmad.detector import Detector
@@ -30,6 +30,11 @@ def fit(
     trusted: Annotated[
         str | None, typer.Option(help="JSON lines, - for standard input; by default the task's own.", metavar="FILE")
     ] = None,
+    untrusted: Annotated[
+        str | None,
+        typer.Option(help="Unlabelled inputs for what compares with them; by default the task's own.", metavar="FILE"),
+    ] = None,
+    calibrator: Annotated[str | None, typer.Option(help="From scores to p-values; by default conformal.")] = None,
     signature: Annotated[str | None, typer.Option(help="How an output came about: name[key=value,...].")] = None,
     reference: Annotated[str | None, typer.Option(help="What is normal; by default mahalanobis.")] = None,
     detector: Annotated[str | None, typer.Option(help="Both at once: signature+reference.")] = None,
@@ -52,9 +57,10 @@ def fit(
 ) -> None:
     """Fit a detector on trusted inputs and save it."""
     parts = _blocks(block or [])
-    text = _detector_text(signature, reference, detector)
+    text = _detector_text(signature, reference, detector, calibrator)
     require_folder(out)
     rows = None if trusted is None else read_rows(trusted)
+    others = None if untrusted is None else read_rows(untrusted)
     with progress(quiet) as step:
         from causalmad.evaluation.threads import fitting_threads
         from causalmad.models import open_model
@@ -70,9 +76,10 @@ def fit(
             inputs = chosen.trusted
         else:
             raise InputsError("no trusted inputs", tries=["--trusted FILE.jsonl", "--trusted -"])
+        pool = chosen.untrusted if others is None else as_inputs(others, opened, {**chosen.blocks, **parts})
         step("fitting", 0, 0)
         with fitting_threads(chosen.module):
-            fitted = spec.fit(opened, inputs, seed=seed)
+            fitted = spec.fit(opened, inputs, pool, seed=seed)
         fitted.save(out)
     sizes = {name: len(ids) for name, ids in fitted.provenance["ids"].items()}
     show(
@@ -82,14 +89,16 @@ def fit(
     )
 
 
-def _detector_text(signature: str | None, reference: str | None, detector: str | None) -> str:
-    if detector is not None and (signature is not None or reference is not None):
-        raise SpecError("--detector together with --signature or --reference", tries=["one or the other"])
+def _detector_text(
+    signature: str | None, reference: str | None, detector: str | None, calibrator: str | None = None
+) -> str:
+    if detector is not None and (signature is not None or reference is not None or calibrator is not None):
+        raise SpecError("--detector together with --signature, --reference or --calibrator", tries=["one or the other"])
     if detector is None and signature is None:
         raise SpecError(
             "no signature", tries=["--signature attribution-patching", "--detector activations+mahalanobis"]
         )
-    return detector or f"{signature}+{reference or 'mahalanobis'}"
+    return detector or "+".join(filter(None, (signature, reference or "mahalanobis", calibrator)))
 
 
 def _spec(text: str, share: float | None) -> Detector:

@@ -81,7 +81,7 @@ class Leaderboard:
             else:
                 standings[detector][task] = _standing([each[seed] for seed in sorted(each)])
         seeds = tuple(sorted({seed for each in runs.values() for seed in each}))
-        said = next((log.content["versions"] for each in runs.values() for log in each.values()), {})
+        said: Mapping[str, str] = next((log.content["versions"] for each in runs.values() for log in each.values()), {})
         return cls(suite, seeds, standings, refusals, said)
 
     @property

@@ -86,7 +86,7 @@ class Log:
         """
         content: dict[str, Any] = {
             "arguments": {
-                "task": asdict(spec) if is_dataclass(spec) and not isinstance(spec, type) else repr(spec),
+                "task": _options(spec),
                 "detector": _arguments(parts),
                 "seed": data.seed,
             },
@@ -185,6 +185,10 @@ def revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return called[0].strip() + ("+" if called[1].strip() else "")
+
+
+def _options(spec: Any) -> Any:
+    return asdict(spec) if is_dataclass(spec) and not isinstance(spec, type) else repr(spec)
 
 
 def _arguments(parts: Detector) -> dict[str, Any]:

@@ -110,9 +110,10 @@ class EdgeAttributor:
         """(batch, senders, receivers) gaps times gradients, one part's receivers at a time."""
         graph = self.patcher.computation
         found = torch.zeros(len(gap), *graph.allowed.shape, device=gap.device)
+        moved = gap.transpose(1, 2).flatten(2)  # copied once, and not for every part
         for part in graph.parts:
-            slopes = _slopes(graph, part, run)
-            scores = torch.einsum("bpud,bprd->bur", gap[:, :, : part.upstream], slopes.to(gap.dtype))
+            slopes = _slopes(graph, part, run).to(gap.dtype).transpose(1, 2).flatten(2)
+            scores = moved[:, : part.upstream] @ slopes.mT
             found[:, : part.upstream, part.receivers.start : part.receivers.stop] = scores
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -55,7 +55,7 @@ class EdgePatcher:
             raise HypothesisError("edges of inputs that are no token sequences", needed="token inputs")
         batch = next(iter(opened.batches(donors.inputs, size=len(donors.inputs))))
         with _plain_tensors(), opened.quiet():
-            values = computation.capture(batch, check=True)
+            values = replace(computation, model=opened.plain).capture(batch, check=True)
             return cls(computation, donors, batch, values, computation.senders_of(values))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -37,6 +38,11 @@ class Reference(Protocol):
     def fit(self, X: npt.ArrayLike, /) -> FittedReference:
         """The fit on trusted rows ``X`` (n, d)."""
         ...
+
+
+def anomaly_scores(score_samples: Callable[[npt.ArrayLike], Array], X: npt.ArrayLike) -> Array:
+    """Anomaly scores: the one place where scikit-learn's sign (higher = more normal) is turned round."""
+    return -np.asarray(score_samples(X), dtype=np.float64)
 
 
 def as_rows(

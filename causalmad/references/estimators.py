@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from causalmad.errors import FitError, InputsError, SpecError
+from causalmad.errors import FitError, InputsError, SpecError, StoreError
 from causalmad.references.base import FittedReference, as_rows
 
 Array = npt.NDArray[np.float64]
@@ -24,6 +25,8 @@ WORKING = (
     "sklearn.svm.OneClassSVM()",
     "causalmad.references.Mahalanobis()",
 )
+
+_KEYWORDS = ("untrusted", "groups", "names", "classes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,30 +60,84 @@ class FittedEstimator:
             )
         return scores
 
+    def state(self) -> NoReturn:
+        """There is none: the objects inside an estimator are code, which no file may hold.
 
-def fit_reference(reference: object, X: npt.ArrayLike, *, seed: int = 0) -> FittedReference:
+        Raises:
+            StoreError: always; a saved detector keeps the rows, and fits the estimator again when it is loaded.
+        """
+        raise StoreError(
+            f"a fitted {type(self.estimator).__name__} has no arrays to write: it is fitted again on load",
+            needed="the trusted rows and the seed, from which fit_reference makes it again",
+        )
+
+
+def asks(reference: object) -> frozenset[str]:
+    """Names of what the ``fit`` of a reference takes beside the trusted rows; scikit-learn's estimators take nothing.
+
+    A parameter is known by its name alone: ``seed``, ``untrusted``, ``groups``, ``names``, ``classes``.
+    """
+    if _is_estimator(reference) or not hasattr(reference, "fit"):
+        return frozenset()
+    return frozenset(inspect.signature(reference.fit).parameters) & {"seed", *_KEYWORDS}
+
+
+def require_untrusted(reference: object, untrusted: object | None) -> None:
+    """Nothing, where a reference has what it compares with.
+
+    Raises:
+        FitError: where its ``fit`` cannot do without ``untrusted``, and there is none.
+    """
+    if untrusted is not None or "untrusted" not in asks(reference):
+        return
+    if inspect.signature(reference.fit).parameters["untrusted"].default is inspect.Parameter.empty:  # type: ignore[attr-defined]
+        raise FitError(
+            f"{type(reference).__name__} compares with untrusted inputs, and there are none",
+            needed="unlabelled inputs, some of which may be anomalous",
+            tries=["detector.fit(model, trusted, untrusted)", "causalmad.references.Mahalanobis()"],
+        )
+
+
+def fit_reference(
+    reference: object,
+    X: npt.ArrayLike,
+    *,
+    seed: int = 0,
+    untrusted: npt.ArrayLike | None = None,
+    groups: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    classes: npt.ArrayLike | None = None,
+) -> FittedReference:
     """The reference fitted on trusted rows; the object that was passed stays as it was.
 
     A scikit-learn estimator is cloned, so that nothing from an earlier fit remains, and any ``random_state`` in it
-    (also of nested estimators) that is None is set from ``seed``. Anything else with ``fit`` is deep-copied. What
-    ``fit`` returns is what scores.
+    (also of nested estimators) that is None is set from ``seed``. Anything else with ``fit`` is deep-copied, and gets
+    those of the keywords below that its ``fit`` names (``seed`` as well). What ``fit`` returns is what scores.
 
     Args:
         reference: a reference of this library, a plug-in, or a scikit-learn outlier estimator with ``score_samples``.
         X: (n, d) trusted rows.
         seed: seed for estimators that draw.
+        untrusted: (m, d) unlabelled rows, for references that compare with them.
+        groups: (d,) the block of every column.
+        names: (d,) the name of every column.
+        classes: (n,) the class that the model predicted for every row.
 
     Raises:
         SpecError: where ``reference`` is a class, or cannot fit or score.
-        FitError: where ``X`` is no table of finite numbers, or the estimator cannot be fitted on it.
+        FitError: where ``X`` is no table of finite numbers, the estimator cannot be fitted on it, or the reference
+            cannot do without ``untrusted``.
     """
     if isinstance(reference, type):
         raise SpecError(f"got the class {reference.__name__}", needed="an object", tries=[f"{reference.__name__}()"])
-    is_estimator = hasattr(reference, "get_params") and hasattr(reference, "set_params")
+    is_estimator = _is_estimator(reference)
     if not hasattr(reference, "fit") or (is_estimator and not hasattr(reference, "score_samples")):
         raise _cannot_score(reference)
     if not is_estimator:
-        fitted: FittedReference = copy.deepcopy(reference).fit(X)
+        require_untrusted(reference, untrusted)
+        known = {"seed": seed, "untrusted": untrusted, "groups": groups, "names": names, "classes": classes}
+        given = {key: known[key] for key in sorted(asks(reference)) if known[key] is not None}
+        fitted: FittedReference = copy.deepcopy(reference).fit(X, **given)
         if not hasattr(fitted, "score_samples"):
             raise _cannot_score(reference)
         return fitted
@@ -109,6 +166,10 @@ def fit_reference(reference: object, X: npt.ArrayLike, *, seed: int = 0) -> Fitt
     if not hasattr(result, "score_samples"):
         raise _cannot_score(reference)
     return FittedEstimator(result, rows.shape[1])
+
+
+def _is_estimator(reference: object) -> bool:
+    return hasattr(reference, "get_params") and hasattr(reference, "set_params")
 
 
 @contextmanager

@@ -9,12 +9,22 @@ import numpy as np
 import numpy.typing as npt
 
 from causalmad.errors import FitError, InputsError, SpecError, StoreError, nearest
-from causalmad.references.base import as_rows, resolution
-from causalmad.references.covariance import Spread, constant_columns, left_out_distances, spread
+from causalmad.references.base import as_rows
+from causalmad.references.chunks import Chunks, Passes, subsample
+from causalmad.references.covariance import (
+    Spread,
+    Summary,
+    left_out_distances,
+    low_rank_distances,
+    robust_distances,
+    robust_spread,
+    spread,
+)
 
 Array = npt.NDArray[np.float64]
 
-COVARIANCES = ("ledoit-wolf", "oas", "empirical", "diagonal")
+COVARIANCES = ("ledoit-wolf", "oas", "empirical", "diagonal", "low-rank", "robust")
+ROBUST_ROWS = 10_000  # rows of which "robust" searches for the half that is least spread
 
 _NO_DISTANCE = 1e-12  # squared distances below this count as this, so that the logarithm is finite
 
@@ -35,22 +45,30 @@ class Mahalanobis:
     - A row's score does not depend, to the last bit, on the rows that come with it.
 
     Args:
-        covariance: "ledoit-wolf" or "oas" (analytic shrinkage to the identity), "empirical" (none), or "diagonal"
-            (columns taken as uncorrelated).
+        covariance: "ledoit-wolf" or "oas" (analytic shrinkage to the identity), "empirical" (none), "diagonal"
+            (columns taken as uncorrelated), "low-rank" (the ``rank`` largest eigenvalues, and the mean of the others in
+            all other directions, as in probabilistic PCA), or "robust" (mean and covariance of the half of the rows
+            that is least spread, so that a few odd trusted rows move nothing; of more than 10,000 rows, and ten for
+            every column, a random sample of that size is searched).
         two_sided: a row closer to the mean than trusted rows are is odd as well. The score is then
             ``|log m - centre| / width``, with m the squared distance, and the centre and width the median and the
             scaled median absolute deviation of log m over trusted rows, each measured from the other trusted rows
-            (a row's distance from a fit that has seen it is too small). It is in robust standard deviations.
+            (a row's distance from a fit that has seen it is too small; for "low-rank" and "robust" from a fit on nine
+            tenths of them). It is in robust standard deviations.
         rcond: eigenvalues of the standardised covariance below this share of the largest are raised to it.
+        rank: eigenvalues that "low-rank" keeps; the other covariances have no use for it.
 
     References:
         Mahalanobis 1936. Ledoit, Wolf 2004, J. Multivariate Analysis 88. Chen, Wiesel, Eldar, Hero 2010,
-        arXiv 0907.4698 (OAS). Lee, Lee, Lee, Shin 2018, arXiv 1807.03888 (on activations).
+        arXiv 0907.4698 (OAS). Tipping, Bishop 1999, J. Royal Statistical Society B 61 (probabilistic PCA). Rousseeuw,
+        Van Driessen 1999, Technometrics 41 (minimum covariance determinant). Lee, Lee, Lee, Shin 2018, arXiv 1807.03888
+        (on activations).
     """
 
     covariance: str = "ledoit-wolf"
     two_sided: bool = False
     rcond: float = 1e-6
+    rank: int = 16
 
     def __post_init__(self) -> None:
         if self.covariance not in COVARIANCES:
@@ -61,15 +79,39 @@ class Mahalanobis:
             )
         if not 0 < self.rcond < 1:
             raise SpecError(f"rcond={self.rcond!r}", needed="a number between 0 and 1", tries=["rcond=1e-6"])
+        if self.rank < 1:
+            raise SpecError(f"rank={self.rank!r}", needed="a whole number of at least 1", tries=["rank=16"])
 
-    def fit(self, X: npt.ArrayLike) -> FittedMahalanobis:
+    def fit(self, X: npt.ArrayLike, *, seed: int = 0) -> FittedMahalanobis:
         """The fit on trusted rows ``X`` (n, d), n at least 2.
+
+        Args:
+            X: trusted rows.
+            seed: seed of "robust"; the other covariances draw nothing.
 
         Raises:
             FitError: where ``X`` is no table of finite numbers, or has too few rows.
         """
-        rows = as_rows(X, what="trusted rows")
-        n, d = rows.shape
+        return self.fit_chunks(X if isinstance(X, np.ndarray) else as_rows(X, what="trusted rows"), seed=seed)
+
+    def fit_chunks(self, chunks: Chunks, *, seed: int = 0) -> FittedMahalanobis:
+        """The fit on trusted rows that need not fit into memory; the same as `fit` on all of them.
+
+        Memory for (d, d) numbers and one chunk ("robust": for its sample as well; two-sided: for a number per row).
+
+        Args:
+            chunks: a table or memory map (n, d), an iterable of tables (m, d), or a function that returns a new
+                iterator over them. "oas", "empirical", "diagonal" and "low-rank" read them once, "ledoit-wolf" and
+                "robust" twice, and ``two_sided`` once or twice more.
+            seed: seed of "robust"; the other covariances draw nothing.
+
+        Raises:
+            FitError: where a chunk is no table of finite numbers, rows are too few, or a one-shot iterator is given
+                where a second pass is needed.
+        """
+        rows = Passes(chunks)
+        table = Summary.of(rows)
+        n, d = table.moments.n, table.moments.d
         least = 3 if self.two_sided else 2
         if n < least:
             raise FitError(f"got {n} trusted row{'s' * (n != 1)}", needed=f"at least {least} rows, and better {10 * d}")
@@ -79,11 +121,20 @@ class Mahalanobis:
                 needed=f"at least {d + 2} rows: with fewer, every row is equally far from the others' empirical fit",
                 tries=['covariance="ledoit-wolf"', "two_sided=False"],
             )
-        constant = constant_columns(rows, resolution(X))
-        fit = spread(rows, constant, self.covariance, self.rcond)
+        if self.covariance == "robust":
+            sample = subsample(rows, max(ROBUST_ROWS, 10 * d), seed)
+            fit = robust_spread(sample, table, self.rcond, seed)
+        else:
+            fit = spread(rows, table, self.covariance, self.rcond, self.rank)
         if not self.two_sided:
             return FittedMahalanobis(fit)
-        logs = np.log(np.maximum(left_out_distances(rows, constant, fit, self.rcond), _NO_DISTANCE))
+        if self.covariance == "robust":
+            distances = robust_distances(sample, table, self.rcond, seed)
+        elif self.covariance == "low-rank":
+            distances = low_rank_distances(rows, table, self.rcond, self.rank)
+        else:
+            distances = left_out_distances(rows, table, fit, self.rcond)
+        logs = np.log(np.maximum(distances, _NO_DISTANCE))
         centre = float(np.median(logs))
         width = 1.4826 * float(np.median(np.abs(logs - centre)))
         # Trusted rows that are all equally far have no width: take what d Gaussian columns would have.

@@ -8,12 +8,20 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from causalmad.errors import FitError
-from causalmad.hypotheses import Donors
-from causalmad.inputs import Inputs
+from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
-from causalmad.signatures.attributions import Attributor, Baseline, places_of
+from causalmad.signatures.attributions import (
+    Attributor,
+    flat,
+    places_from_data,
+    places_of,
+    places_to_data,
+    sums,
+    unit_columns,
+)
 from causalmad.signatures.base import (
     Column,
     Signatures,
@@ -23,9 +31,9 @@ from causalmad.signatures.base import (
     require_inputs,
     signatures,
 )
-from causalmad.signatures.columns import Reduced, by_place, join, scales_of, signed_log
+from causalmad.signatures.baselines import KINDS, Baseline, parts
+from causalmad.signatures.columns import Reduced, join, scales_of, signed_log
 from causalmad.signatures.scaled import sample
-from causalmad.signatures.sums import unit_sums
 from causalmad.signatures.units import Group, groups, groups_from_data, groups_to_data
 from causalmad.sites import Place
 from causalmad.targets import Divergence, Readout, Target, TopMargin, as_target
@@ -36,11 +44,17 @@ class AttributionPatching:
     """What each unit contributes to the output, to first order: gradient times (clean minus baseline).
 
     Args:
-        units: ``blocks``, ``positions``, ``residual``, ``heads``, ``mlps``, ``neurons``, or several of them; ``auto``
-            takes the blocks where the data declares them, otherwise the positions, and the heads where there are any.
+        units: ``blocks``, ``positions``, ``residual``, ``heads``, ``mlps``, ``neurons``, ``layers``, or several of
+            them; ``auto`` takes the blocks where the data declares them, otherwise the positions, and the heads where
+            there are any.
         target: the scalar that is attributed, by default the margin of the model's own answer.
-        baseline: ``zero``, the trusted ``mean``, or ``donors`` (averaged over trusted inputs, aligned at the last
-            token; an input that is itself a donor uses a spare).
+        baseline: ``zero``; the trusted ``mean``; ``donors`` (averaged over trusted inputs, aligned at the last token;
+            an input that is itself a donor uses a spare); ``positions``, the trusted mean at the same distance from the
+            last token, and the mean over all tokens where no trusted input is as long (inputs that are no tokens have a
+            mean of their own for every entry already, so that this is ``mean``); or ``components``: from the clean
+            activation, only what it has along the leading principal components of the trusted activations at its place
+            is moved to the trusted mean (of a head, the components of its own features; of an input that is no tokens,
+            those of the whole input).
         steps: 1 takes the gradient at the clean input; more average it along the straight line from the baseline to the
             clean values of each place (integrated gradients, midpoint rule), so that the contributions of a place sum
             to the difference that moving the whole place to the baseline makes.
@@ -49,6 +63,8 @@ class AttributionPatching:
         log: signed logarithm of the columns, log(1 + |x| / s) with s the trusted median size: heavy tails otherwise
             dominate every distance.
         donors: how many donors, for ``baseline="donors"``.
+        components: how many principal components, for ``baseline="components"``, of about 4096 trusted tokens (or
+            inputs, where they are no tokens); fewer where the activations vary in fewer directions.
 
     Columns are, for every unit, the signed sum and the sum of absolute values over its entries, in units of the target.
 
@@ -59,17 +75,19 @@ class AttributionPatching:
 
     units: str | tuple[str, ...] = "auto"
     target: Target | Readout = field(default_factory=TopMargin)
-    baseline: Literal["mean", "zero", "donors"] = "mean"
+    baseline: Literal["mean", "zero", "donors", "positions", "components"] = "mean"
     steps: int = 1
     normalise: bool = True
     log: bool = True
     donors: int = 4
+    components: int = 10
 
     def __post_init__(self) -> None:
-        if self.baseline not in ("mean", "zero", "donors"):
-            raise FitError(f"baseline={self.baseline!r}", needed="'mean', 'zero' or 'donors'")
-        if self.steps < 1 or self.donors < 1:
-            raise FitError(f"steps={self.steps}, donors={self.donors}", needed="at least 1 of each")
+        if self.baseline not in KINDS:
+            raise FitError(f"baseline={self.baseline!r}", needed=" or ".join(map(repr, KINDS)))
+        if self.steps < 1 or self.donors < 1 or self.components < 1:
+            counts = f"steps={self.steps}, donors={self.donors}, components={self.components}"
+            raise FitError(counts, needed="at least 1 of each")
         if isinstance(self.target, Divergence) and self.steps == 1:
             raise FitError(
                 "the divergence from the clean output has no slope at the clean input, so one step sees nothing",
@@ -85,11 +103,15 @@ class AttributionPatching:
         require_inputs(trusted)
         found = groups(model, trusted, self.units)
         places = places_of(model, trusted, found)
-        flat = _flat(places)
-        if self.baseline == "donors":
-            baseline = Baseline.of_donors(model, Donors.draw(trusted, self.donors, seed), flat)
-        else:
-            baseline = Baseline.mean(model, trusted, flat) if self.baseline == "mean" else Baseline({})
+        baseline = Baseline.fit(
+            model,
+            trusted,
+            self.baseline,
+            parts(found, places),
+            donors=self.donors,
+            components=self.components,
+            seed=seed,
+        )
         longest = int(trusted.lengths.max()) if trusted.tokens else 0
         raw = FittedAttributionPatching(self, model, found, places, baseline, longest, (), np.ones(0))
         reduced = raw.reduced(sample(trusted, seed, raw.donor_digests))
@@ -101,14 +123,8 @@ class AttributionPatching:
         tensors, data = dict(state.tensors), state.data
         scales = tensors.pop("scales").numpy()
         found = groups_from_data(data["groups"], tensors)
-        # A file keeps no order of names, and the means come in the order of the groups.
-        places = {group.name: tuple(_place(row) for row in data["places"][group.name]) for group in found}
-        if data["donors"] is not None:
-            fields = {key.removeprefix("donors:"): value for key, value in tensors.items() if key.startswith("donors:")}
-            baseline = Baseline.of_donors(model, Donors.unpack(fields, data["donors"]), _flat(places))
-        else:
-            means = [tensors[f"mean:{i}"] for i in range(sum(key.startswith("mean:") for key in tensors))]
-            baseline = Baseline(dict(zip(_flat(places), means, strict=bool(means))))
+        places = places_from_data(data["places"], found)
+        baseline = Baseline.unpack(model, tensors, data["donors"], flat(places))
         columns = columns_from_data(data["columns"])
         return FittedAttributionPatching(self, model, found, places, baseline, int(data["longest"]), columns, scales)
 
@@ -155,47 +171,23 @@ class FittedAttributionPatching:
         """The baseline, the groups, the columns and their units."""
         masks, rows = groups_to_data(self.groups)
         tensors = {**masks, "scales": torch.from_numpy(self.scales)}
-        tensors |= {f"mean:{i}": value for i, value in enumerate(self.baseline.means.values())}
-        donors = None
-        if self.baseline.donors is not None:
-            fields, donors = self.baseline.donors.pack()
-            tensors |= {f"donors:{key}": value for key, value in fields.items()}
-        places = {name: [list(place) for place in found] for name, found in self.places.items()}
-        data = {"groups": rows, "places": places, "donors": donors, "longest": self.longest}
-        return State(tensors, {**data, "columns": columns_to_data(self.columns)})
+        own, donors = self.baseline.pack(flat(self.places))
+        data = {"groups": rows, "places": places_to_data(self.places), "donors": donors, "longest": self.longest}
+        return State({**tensors, **own}, {**data, "columns": columns_to_data(self.columns)})
 
     def _sums(self, inputs: Inputs) -> dict[tuple[str, str], npt.NDArray[np.float64]]:
         """(group, "sum" or "size") -> (n, units) signed and absolute sums, NaN where an input has no such unit."""
-        flat = _flat(self.places)
-        attributor = Attributor(self.model, as_target(self.spec.target), self.baseline, flat, self.spec.steps)
+        target = as_target(self.spec.target)
+        attributor = Attributor(self.model, target, self.baseline, flat(self.places), self.spec.steps)
         donors = self.baseline.donors
         which = None if donors is None else torch.as_tensor(donors.of(inputs))
-        tables: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
-        with self.model.quiet():
-            for batch in self.model.batches(inputs):
-                chosen = None if which is None else which[torch.as_tensor(batch.rows)].to(batch.main.device)
-                found = attributor.contributions(batch, chosen)
-                for group in self.groups:
-                    for kind, values in unit_sums(group, found, self.places[group.name], batch).items():
-                        width = int(inputs.lengths.max()) if group.ragged else values.shape[1]
-                        table = tables.setdefault((group.name, kind), np.full((len(inputs), width), np.nan))
-                        table[batch.rows, : values.shape[1]] = values
-        return tables
+
+        def contribute(batch: Batch) -> dict[Place, Tensor]:
+            chosen = None if which is None else which[torch.as_tensor(batch.rows)].to(batch.main.device)
+            return attributor.contributions(batch, chosen)
+
+        return sums(self.model, inputs, self.groups, self.places, contribute)
 
     def _columns(self, name: tuple[str, str], values: npt.NDArray[np.float64]) -> Reduced:
         group = next(group for group in self.groups if group.name == name[0])
-        if group.ragged:
-            units = tuple(f"@-{i + 1}" for i in range(self.longest))
-            return by_place(" ".join(name), values, units, (), ragged=True)
-        units = group.names if len(group.names) == values.shape[1] else tuple(map(str, range(values.shape[1])))
-        sites = tuple(map(str, group.sites)) if len(group.sites) == len(units) else ()
-        return by_place(" ".join(name), values, units, sites, ragged=False)
-
-
-def _flat(places: dict[str, tuple[Place, ...]]) -> tuple[Place, ...]:
-    return tuple(dict.fromkeys(place for found in places.values() for place in found))
-
-
-def _place(row: Any) -> Place:
-    path, side, element = row
-    return Place(str(path), "input" if side == "input" else "output", element)
+        return unit_columns(group, " ".join(name), values, self.longest)

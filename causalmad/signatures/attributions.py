@@ -4,61 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from causalmad.hypotheses import Donors
-from causalmad.hypotheses.donors import align
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
-from causalmad.signatures.effects import donor_batch
+from causalmad.signatures.baselines import Baseline
+from causalmad.signatures.columns import Reduced, by_place
+from causalmad.signatures.sums import unit_sums
 from causalmad.signatures.units import Group, embedding, root
 from causalmad.sites import Place
 from causalmad.targets import Target, bound
-
-
-@dataclass(frozen=True, eq=False)
-class Baseline:
-    """What every activation is compared with.
-
-    Attributes:
-        means: place -> trusted mean, (features,) for sequences and (...) of one row otherwise; empty means zero.
-        donors: trusted inputs whose activations are the baseline, or None.
-        donor_values: place -> (donors, ...) the donors' activations.
-        donor_mask: (donors, positions) the donors' real tokens.
-    """
-
-    means: Mapping[Place, Tensor]
-    donors: Donors | None = None
-    donor_values: Mapping[Place, Tensor] | None = None
-    donor_mask: Tensor | None = None
-
-    @classmethod
-    def mean(cls, model: OpenModel, trusted: Inputs, places: Sequence[Place]) -> Baseline:
-        """The trusted mean: over inputs, and over real tokens where there are any."""
-        sums: dict[Place, Tensor] = {}
-        count = 0
-        for batch in model.batches(trusted):
-            values = model.run(batch, read=places, output=False).values
-            count += len(batch) if batch.mask is None else int(batch.mask.sum())
-            for place, value in values.items():
-                kept = value if batch.mask is None else value[batch.mask]
-                sums[place] = sums.get(place, 0) + kept.double().sum(0)
-        return cls({place: (sums[place] / count).float() for place in places})
-
-    @classmethod
-    def of_donors(cls, model: OpenModel, donors: Donors, places: Sequence[Place]) -> Baseline:
-        """The donors' own activations, computed once."""
-        batch = donor_batch(model, donors)
-        return cls({}, donors, model.run(batch, read=places, output=False).values, batch.mask)
-
-    def each(self, place: Place, value: Tensor, batch: Batch, which: Tensor | None) -> list[Tensor]:
-        """The baselines of an activation (batch, ...): one, or one for every donor."""
-        if self.donors is not None and self.donor_values is not None and which is not None:
-            columns = which.unbind(1)
-            return [align(self.donor_values[place], self.donor_mask, column, batch).to(value) for column in columns]
-        return [self.means[place].to(value).expand_as(value) if self.means else torch.zeros_like(value)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,3 +74,67 @@ def places_of(model: OpenModel, inputs: Inputs, groups: Sequence[Group]) -> dict
         else:
             found[group.name] = (embedding(model) if inputs.tokens else root(),)
     return found
+
+
+def flat(places: Mapping[str, Sequence[Place]]) -> tuple[Place, ...]:
+    """All places of the groups, each once, in the order of the groups."""
+    return tuple(dict.fromkeys(place for found in places.values() for place in found))
+
+
+def sums(
+    model: OpenModel,
+    inputs: Inputs,
+    groups: Sequence[Group],
+    places: Mapping[str, Sequence[Place]],
+    contribute: Callable[[Batch], Mapping[Place, Tensor]],
+) -> dict[tuple[str, str], npt.NDArray[np.float64]]:
+    """(group, "sum" or "size") -> (n, units) signed and absolute sums, NaN where an input has no such unit.
+
+    Args:
+        model: kept quiet (eval mode, frozen, locked) for as long as it lasts.
+        inputs: what is attributed to.
+        groups: the units.
+        places: name of a group -> the places at which its units are.
+        contribute: from a batch to the (batch, ...) contributions of all entries at all places.
+    """
+    tables: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
+    with model.quiet():
+        for batch in model.batches(inputs):
+            found = contribute(batch)
+            for group in groups:
+                for kind, values in unit_sums(group, found, places[group.name], batch).items():
+                    width = int(inputs.lengths.max()) if group.ragged else values.shape[1]
+                    table = tables.setdefault((group.name, kind), np.full((len(inputs), width), np.nan))
+                    table[batch.rows, : values.shape[1]] = values
+    return tables
+
+
+def unit_columns(group: Group, name: str, values: npt.NDArray[np.float64], longest: int) -> Reduced:
+    """One column per unit of a group.
+
+    Args:
+        group: the units.
+        name: what the values are, for the names of the columns.
+        values: (n, units), NaN where an input has no such unit.
+        longest: tokens of the longest trusted input; what lies further from the end is added up.
+    """
+    if group.ragged:
+        return by_place(name, values, tuple(f"@-{i + 1}" for i in range(longest)), (), ragged=True)
+    units = group.names if len(group.names) == values.shape[1] else tuple(map(str, range(values.shape[1])))
+    sites = tuple(map(str, group.sites)) if len(group.sites) == len(units) else ()
+    return by_place(name, values, units, sites, ragged=False)
+
+
+def places_to_data(places: Mapping[str, Sequence[Place]]) -> dict[str, list[list[Any]]]:
+    """Places of groups as plain data, for a file; :func:`places_from_data` is the way back."""
+    return {name: [list(place) for place in found] for name, found in places.items()}
+
+
+def places_from_data(data: Any, groups: Sequence[Group]) -> dict[str, tuple[Place, ...]]:
+    """The places that :func:`places_to_data` wrote; a file keeps no order of names, so in the order of the groups."""
+    return {group.name: tuple(_place(row) for row in data[group.name]) for group in groups}
+
+
+def _place(row: Any) -> Place:
+    path, side, element = row
+    return Place(str(path), "input" if side == "input" else "output", element)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
@@ -13,7 +15,7 @@ from torch.nn.functional import log_softmax
 from causalmad.errors import FitError
 from causalmad.hypotheses import Donors
 from causalmad.hypotheses.donors import align
-from causalmad.inputs import Batch
+from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures.units import Group, real_tokens
 from causalmad.sites import Place, Site
@@ -21,6 +23,7 @@ from causalmad.targets import Target, divergence
 
 Patch: TypeAlias = Callable[[Tensor], Tensor]
 EditBatch: TypeAlias = Callable[[Batch], tuple[Batch, dict[Place, Patch]]]
+Unit: TypeAlias = tuple[Group, int]
 
 _ROUNDINGS = 16  # logits that differ by at most this many roundings (of the largest) are the same logits
 
@@ -77,15 +80,40 @@ class Resampler:
         counts = group.count(batch)
         shape = (len(batch), int(counts.max()), which.shape[1])
         kl, change = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
-        reference = log_softmax(clean, -1)
         for rows, units, donors, edit in self._variants(batch, which, group, counts):
-            again = batch.take(rows.numpy())
-            stacked, patches = edit(again)
-            logits = settled(self.model.logits(stacked, patches), clean[rows])
-            read = self.target.bind(clean[rows])
-            kl[rows, units, donors] = divergence(reference[rows], log_softmax(logits, -1)).float().cpu()
-            change[rows, units, donors] = (read(logits) - read(clean[rows])).float().cpu()
+            kl[rows, units, donors], change[rows, units, donors] = self._measure(batch, clean, rows, edit)
         return Effects(kl, change)
+
+    def joint(self, batch: Batch, which: Tensor, pairs: Sequence[tuple[Unit, Unit]]) -> Effects:
+        """Effects of replacing two units at once by the same donor's, (batch, pairs, donors).
+
+        Args:
+            batch: the inputs.
+            which: (batch, donors) the donors of every input.
+            pairs: the units; NaN where an input lacks one of the two.
+        """
+        clean = self.model.logits(batch).double()
+        shape = (len(batch), len(pairs), which.shape[1])
+        kl, change = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
+        for column, pair in enumerate(pairs):
+            present = torch.stack([unit < group.count(batch).cpu() for group, unit in pair]).all(0)
+            rows = present.nonzero().flatten().repeat_interleave(which.shape[1])
+            donors = torch.arange(which.shape[1]).repeat(int(present.sum()))
+            for part in torch.arange(len(rows)).split(8 * self.model.batch_size):
+                if not len(part):
+                    continue  # no input of this batch has both
+                r, k = rows[part], donors[part]
+                edits = [self._edit_unit(group, torch.full_like(r, unit), which[r, k]) for group, unit in pair]
+                kl[r, column, k], change[r, column, k] = self._measure(batch, clean, r, _both(*edits))
+        return Effects(kl, change)
+
+    def _measure(self, batch: Batch, clean: Tensor, rows: Tensor, edit: EditBatch) -> tuple[Tensor, Tensor]:
+        """(variants,) divergence and change of the target of some rows of a batch under an edit."""
+        stacked, patches = edit(batch.take(rows.numpy()))
+        logits = settled(self.model.logits(stacked, patches), clean[rows])
+        read = self.target.bind(clean[rows])
+        kl = divergence(log_softmax(clean[rows], -1), log_softmax(logits, -1))
+        return kl.float().cpu(), (read(logits) - read(clean[rows])).float().cpu()
 
     def _variants(
         self, batch: Batch, which: Tensor, group: Group, counts: Tensor
@@ -99,6 +127,11 @@ class Resampler:
             # Eight times the batch: a stack is as wide as memory for a batch allows without gradients.
             for part in torch.arange(len(r)).split(8 * self.model.batch_size):
                 yield r[part], u[part], k[part], self._edit(place, group, u[part], which[r[part], k[part]])
+
+    def _edit_unit(self, group: Group, units: Tensor, donors: Tensor) -> EditBatch:
+        """The edit of one unit, the same in all variants."""
+        place = group.sites[0 if group.ragged else int(units[0])].place if group.sites else None
+        return self._edit(place, group, units, donors)
 
     def _edit(self, place: Place | None, group: Group, units: Tensor, donors: Tensor) -> EditBatch:
         if place is not None:
@@ -120,6 +153,32 @@ class Resampler:
             return batch, {place: patch}
 
         return on_site
+
+
+def unit_tables(
+    resampler: Resampler,
+    inputs: Inputs,
+    which: Tensor,
+    group: Group,
+    reduce: Callable[[Effects, Tensor], Mapping[str, Tensor]],
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Statistic -> (n, units) numbers made of every unit's effects, NaN where an input has no such unit.
+
+    Args:
+        resampler: runs the replacements.
+        inputs: at least one.
+        which: (n, donors) the donors of every input.
+        group: the units.
+        reduce: from the effects and the donors (batch, donors) to numbers (batch, units) by the statistic's name.
+    """
+    units = int(inputs.lengths.max()) if group.ragged else len(group.names)
+    tables: dict[str, npt.NDArray[np.float64]] = {}
+    for batch in resampler.model.batches(inputs):
+        chosen = which[torch.as_tensor(batch.rows)]
+        for name, values in reduce(resampler.effects(batch, chosen, group), chosen).items():
+            table = tables.setdefault(name, np.full((len(inputs), units), np.nan))
+            table[batch.rows, : values.shape[1]] = values.double().numpy()
+    return tables
 
 
 def settled(patched: Tensor, clean: Tensor) -> Tensor:
@@ -147,6 +206,23 @@ def donor_batch(model: OpenModel, donors: Donors) -> Batch:
             tries=["trusted inputs of one length", "a model whose forward takes attention_mask"],
         )
     return batches[0]
+
+
+def _both(first: EditBatch, second: EditBatch) -> EditBatch:
+    """One edit after the other."""
+
+    def edit(batch: Batch) -> tuple[Batch, dict[Place, Patch]]:
+        once, patches = first(batch)
+        twice, more = second(once)
+        for place in patches.keys() & more.keys():
+            more[place] = _after(patches[place], more[place])
+        return twice, {**patches, **more}
+
+    return edit
+
+
+def _after(first: Patch, second: Patch) -> Patch:
+    return lambda value: second(first(value))
 
 
 def _by_place(group: Group, units: Tensor) -> Iterator[tuple[Place | None, Tensor]]:
@@ -179,8 +255,10 @@ def input_mask(group: Group, units: Tensor, batch: Batch) -> Tensor:
 def _site_mask(group: Group, units: Tensor, value: Tensor, batch: Batch) -> Tensor:
     """A mask that broadcasts to an activation: which part of it is replaced in each variant."""
     if group.ragged:
-        return _at_unit(units, batch).to(value.device).reshape(*value.shape[:2], *[1] * (value.ndim - 2))
-    whole = [_part(site, value[:1]) for site in group.sites]
+        tokens = _at_unit(units, batch).to(value.device).reshape(*value.shape[:2], *[1] * (value.ndim - 2))
+        return tokens & _part(group.sites[0], value[:1])
+    # Only the units of this run: those at other places may be of another width.
+    whole = {unit: _part(group.sites[unit], value[:1]) for unit in dict.fromkeys(units.tolist())}
     mask = torch.stack([whole[unit] for unit in units.tolist()])
     if batch.mask is not None and value.ndim >= 3 and value.shape[1] == batch.mask.shape[1]:
         mask = mask & batch.mask.to(value.device).reshape(*batch.mask.shape, *[1] * (value.ndim - 2))

@@ -23,7 +23,7 @@ from causalmad.signatures.base import (
     signatures,
 )
 from causalmad.signatures.columns import Reduced, by_place, by_rank, join, scales_of, signed_log, total
-from causalmad.signatures.effects import Effects, Resampler
+from causalmad.signatures.effects import Effects, Resampler, unit_tables
 from causalmad.signatures.scaled import sample
 from causalmad.signatures.units import Group, groups, groups_from_data, groups_to_data
 from causalmad.targets import Readout, Target, TopMargin, as_target
@@ -137,25 +137,13 @@ class FittedResamplingProfile:
         parts = []
         with self.model.quiet():
             for group in self.groups:
-                found = self._effects(resampler, inputs, which, group)
+                found = unit_tables(resampler, inputs, which, group, _over_donors)
                 for name, values in found.items():
                     # The spread of a few draws is mostly noise: it is kept as a whole, not for every unit.
                     whole = name.endswith(" sd")
                     title = f"{group.name} {name}"
                     parts.append(total(title, values) if whole else self._columns(title, values, group))
         return join(parts)
-
-    def _effects(
-        self, resampler: Resampler, inputs: Inputs, which: torch.Tensor, group: Group
-    ) -> dict[str, npt.NDArray[np.float64]]:
-        """Statistic -> (n, units): mean and standard deviation over the donors of both effects."""
-        units = int(inputs.lengths.max()) if group.ragged else len(group.names)
-        tables = {name: np.full((len(inputs), units), np.nan) for name in ("kl", "kl sd", "margin", "margin sd")}
-        for batch in self.model.batches(inputs):
-            effects = resampler.effects(batch, which[torch.as_tensor(batch.rows)], group)
-            for name, values in _over_donors(effects).items():
-                tables[name][batch.rows, : values.shape[1]] = values
-        return tables
 
     def _columns(self, name: str, effects: npt.NDArray[np.float64], group: Group) -> Reduced:
         forms = []
@@ -169,9 +157,10 @@ class FittedResamplingProfile:
         return join(forms)
 
 
-def _over_donors(effects: Effects) -> dict[str, npt.NDArray[np.float64]]:
+def _over_donors(effects: Effects, _: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Mean and standard deviation over the donors of both effects."""
     found = {}
     for name, values in (("kl", effects.divergence), ("margin", effects.change)):
-        found[name] = values.double().mean(-1).numpy()
-        found[f"{name} sd"] = values.double().std(-1, correction=0).numpy()
+        found[name] = values.double().mean(-1)
+        found[f"{name} sd"] = values.double().std(-1, correction=0)
     return found

@@ -14,7 +14,8 @@ from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.sites import Place, Site
 
-KINDS = ("blocks", "positions", "residual", "heads", "mlps", "neurons")
+KINDS = ("blocks", "positions", "residual", "heads", "mlps", "neurons", "layers")
+_STRETCHES = 4  # parts of a layer of no known family
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class Group:
     """Units of one kind that stand beside each other.
 
     Attributes:
-        name: ``blocks``, ``positions``, ``heads``, ``mlps``, ``neurons``, or ``residual`` with its layer.
+        name: ``blocks``, ``positions``, ``heads``, ``mlps``, ``neurons``, ``layers``, or ``residual`` with its layer.
         names: the units, where there is a fixed number of them; empty for token positions.
         sites: (units,) where the units are in the model; empty for parts of the input, and a single one for positions
-            in the residual stream.
+            in the residual stream, or of one head or MLP.
         masks: (units, ...) bool, which entries of one input row each unit holds; empty for token positions.
     """
 
@@ -52,8 +53,9 @@ def groups(model: OpenModel, inputs: Inputs, units: str | Sequence[str]) -> tupl
     Args:
         model: the opened model.
         inputs: trusted inputs, for their blocks and their kind.
-        units: names out of ``blocks``, ``positions``, ``residual``, ``heads``, ``mlps``, ``neurons``; or ``auto``: the
-            blocks where the data declares them, otherwise the positions, and the heads where the model has them.
+        units: names out of ``blocks``, ``positions``, ``residual``, ``heads``, ``mlps``, ``neurons``, ``layers`` (four
+            stretches of every hidden layer, for any module); or ``auto``: the blocks where the data declares them,
+            otherwise the positions, and the heads where the model has them.
 
     Raises:
         FitError: on an unknown unit, or blocks that the data does not declare.
@@ -81,8 +83,33 @@ def _groups(model: OpenModel, inputs: Inputs, name: str) -> tuple[Group, ...]:
         return (Group("residual", tuple(map(str, sites)), sites),)
     if name == "neurons":
         return tuple(Group(f"neurons {site.path}", (str(site),), (site,)) for site in model.sites("neurons"))
-    sites = model.sites(name)
+    sites = _stretches(model, inputs) if name == "layers" else model.sites(name)
     return (Group(name, tuple(map(str, sites)), sites),)
+
+
+def by_position(group: Group) -> tuple[Group, ...]:
+    """A group of heads or MLPs as one group for each of them, whose units are its token positions."""
+    return tuple(
+        Group(f"{group.name} {name}", sites=(site,)) for name, site in zip(group.names, group.sites, strict=True)
+    )
+
+
+def _stretches(model: OpenModel, inputs: Inputs) -> tuple[Site, ...]:
+    """Four stretches of the last axis of every hidden layer: a whole layer of a chain replaced is the donor itself."""
+    sites = model.sites("layers")
+    (batch,) = model.batches(inputs[:1])
+    values = model.run(batch, read=[site.place for site in sites], output=False).values
+    found = []
+    for site in sites:
+        shape = values[site.place].shape
+        if len(shape) < 2 or shape[0] != 1:
+            raise FitError(
+                f"{site} gives {tuple(shape)} for one input, which has no rows of features",
+                tries=["units='positions'", "units='blocks'"],
+            )
+        stretches = torch.arange(shape[-1]).tensor_split(min(_STRETCHES, shape[-1]))
+        found += [replace(site, neurons=tuple(part.tolist())) for part in stretches]
+    return tuple(found)
 
 
 def _blocks(inputs: Inputs) -> Group:

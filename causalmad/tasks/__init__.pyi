@@ -1,3 +1,4 @@
+from .adversarial_digits import AdversarialDigits as AdversarialDigits
 from .ambiguous_features import AmbiguousFeatures as AmbiguousFeatures
 from .backdoor_digits import BackdoorDigits as BackdoorDigits
 from .base import Task as Task
@@ -6,6 +7,7 @@ from .gate_digits import GateDigits as GateDigits
 from .gate_digits_obfuscated import GateDigitsObfuscated as GateDigitsObfuscated
 from .induction_lookup import InductionLookup as InductionLookup
 from .ioi import Ioi as Ioi
+from .measurement_tampering import MeasurementTampering as MeasurementTampering
 from .modular_sum import ModularSum as ModularSum
 from .parity_gate import ParityGate as ParityGate
 from .password_locked import PasswordLocked as PasswordLocked

@@ -97,6 +97,28 @@ def test_false_discovery_rate_is_benjamini_and_hochbergs(run, detector, gpt2, in
     assert all(row["p_adjusted"] >= row["p"] for row in rows)
 
 
+@pytest.mark.parametrize("method", ["by", "storey", "e-bh"])
+def test_other_ways_to_bound_it(method, run, detector, gpt2, incoming) -> None:
+    done = run("detect", detector, incoming, "--model", gpt2, "--alpha", 0.3, "--fdr", method)
+    assert done.exit_code == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    p = np.array([row["p"] for row in rows])
+    assert [row["flag"] for row in rows] == cm.calibration.reject(p, 0.3, method).tolist()
+    assert {row["fdr"] for row in rows} == {method} and f"({method})" in done.stderr
+
+
+def test_a_calibrator_that_weighs_by_untrusted_inputs(run, gpt2, texts, incoming, tmp_path) -> None:
+    base = ("fit", "--model", gpt2, "--trusted", texts, "--signature", "activations", "--out", tmp_path / "det")
+    done = run(*base, "--calibrator", "weighted[by=length;]")
+    assert done.exit_code == 2 and "there are none" in done.stderr
+    done = run(*base, "--calibrator", "weighted[by=length;]", "--untrusted", incoming)
+    assert done.exit_code == 0, done.stderr
+    done = run("detect", tmp_path / "det", incoming, "--model", gpt2, "--alpha", 0.3)
+    assert done.exit_code == 0 and len(done.stdout.splitlines()) == 5
+    done = run(*base[:-4], "--detector", "activations+mahalanobis", "--calibrator", "mondrian", "--out", tmp_path / "x")
+    assert done.exit_code == 2 and "one or the other" in done.stderr
+
+
 def test_too_many_inputs_for_a_false_discovery_rate_is_said(run, detector, gpt2, incoming) -> None:
     done = run("detect", detector, incoming, "--model", gpt2, "--alpha", 0.04, "--fdr", "bh")
     assert done.exit_code == 0

@@ -7,7 +7,14 @@ import pytest
 
 from causalmad import open_model
 from causalmad.catalogue import catalogue
-from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
+from causalmad.signatures import (
+    Activations,
+    AttributionPatching,
+    Captum,
+    GradientNorms,
+    RelevancePatching,
+    ResamplingProfile,
+)
 from causalmad.testing import signature_laws as laws
 from causalmad.testing.law import hold
 from causalmad.testing.toys import toy
@@ -21,6 +28,20 @@ VARIANTS: list[tuple[str, Any]] = [
     ("gpt2", AttributionPatching(baseline="donors", steps=2, units=("heads", "mlps", "positions", "residual"))),
     ("gpt2", AttributionPatching(units=("neurons", "positions"), normalise=True, log=False)),
     ("llama", AttributionPatching()),
+    ("gpt2", AttributionPatching(baseline="positions", steps=2, units=("heads", "positions", "residual"))),
+    ("llama", AttributionPatching(baseline="components", components=3, units=("heads", "neurons", "positions"))),
+    ("conv", AttributionPatching(baseline="components", units="positions")),
+    ("llama", RelevancePatching(("heads", "mlps", "positions"), baseline="donors")),
+    ("neox", RelevancePatching("residual", baseline="positions")),
+    ("gpt2", RelevancePatching(("heads", "mlps"), baseline="components")),
+    ("llama", GradientNorms(("heads", "mlps", "positions", "residual", "neurons"))),
+    ("mlp", Captum("LayerDeepLift", sites=("1", "4"), baseline="mean")),
+    ("mlp", Captum("LayerConductance", sites=("1", "4"), baseline="donors")),
+    ("conv", Captum("InternalInfluence", sites="layers", steps=3)),
+    ("mlp", Captum("LayerGradientXActivation")),
+    ("neox", Captum("FeatureAblation", baseline="mean")),
+    ("gpt2", Captum("ShapleyValueSampling", baseline="donors", donors=1, samples=2)),
+    ("llama", Captum(units=("residual", "mlps"), baseline="positions", steps=2)),
     ("gpt2", ResamplingProfile(units=("residual", "mlps", "heads", "positions"), donors=2)),
     ("neox", ResamplingProfile(donors=2, by="rank", top=9)),
     ("mlp", ResamplingProfile(units=("positions", "blocks"), by="place", donors=1)),
@@ -44,13 +65,27 @@ def test_with_other_options_as_well(name, spec, law):
     hold(law, type(spec).__name__, spec, toy(name, trusted=16, fresh=7))
 
 
+# Whatever is exact to first order.
+FIRST_ORDER: list[Any] = [
+    AttributionPatching(),
+    AttributionPatching(steps=3),
+    RelevancePatching(),
+    Captum(steps=2),
+    Captum("FeatureAblation"),
+    Captum("ShapleyValueSampling", samples=2),
+]
+
+
 @pytest.mark.parametrize("engine", ["hooks", "nnsight"])
-@pytest.mark.parametrize("steps", [1, 3])
-def test_attribution_is_exact_on_a_linear_model(steps, engine):
-    laws.law_first_order_is_exact_on_a_linear_model(AttributionPatching(steps=steps), toy("linear"), engine)
+@pytest.mark.parametrize("spec", FIRST_ORDER, ids=lambda spec: str(spec)[:50])
+def test_attribution_is_exact_on_a_linear_model(spec, engine):
+    laws.law_first_order_is_exact_on_a_linear_model(spec, toy("linear"), engine)
 
 
-@pytest.mark.parametrize("spec", [Activations(), AttributionPatching(steps=2), ResamplingProfile(donors=2)])
+@pytest.mark.parametrize(
+    "spec",
+    [Activations(), AttributionPatching(steps=2), RelevancePatching(), GradientNorms(), ResamplingProfile(donors=2)],
+)
 @pytest.mark.parametrize("name", ["mlp", "conv", "gpt2", "llama", "neox"])
 def test_both_engines_give_the_same_signatures(name, spec):
     laws.law_engines_agree(spec, toy(name, trusted=16, fresh=7))

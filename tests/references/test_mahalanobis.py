@@ -3,16 +3,21 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import settings
 from hypothesis import strategies as draws
-from sklearn.covariance import LedoitWolf, ledoit_wolf_shrinkage, oas
+from sklearn.covariance import LedoitWolf, MinCovDet, ledoit_wolf_shrinkage, oas
+from sklearn.decomposition import PCA
 
 from causalmad.errors import FitError, InputsError, SpecError, StoreError
 from causalmad.references.base import ExplainedReference, FittedReference, Reference
-from causalmad.references.covariance import constant_columns, left_out_distances, spread
+from causalmad.references.chunks import Passes
+from causalmad.references.covariance import Summary, constant_columns, left_out_distances, spread
 from causalmad.references.mahalanobis import COVARIANCES, Mahalanobis
 from tests.twins import mahalanobis as twin
 
 SHRUNK = ("ledoit-wolf", "oas")
-SPECS = [Mahalanobis(covariance, two_sided) for covariance in COVARIANCES for two_sided in (False, True)]
+LINEAR = ("ledoit-wolf", "oas", "empirical", "diagonal")
+CLOSED = COVARIANCES[:5]  # all but "robust", which searches
+SPECS = [Mahalanobis(covariance, two_sided) for covariance in CLOSED for two_sided in (False, True)]
+SPECS.append(Mahalanobis("robust"))
 
 
 def rows(n=60, d=5, seed=0, spread=True):
@@ -26,20 +31,20 @@ def anomaly(fitted, X):
     return -fitted.score_samples(X)
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("covariance", [*LINEAR, "low-rank"])
 @pytest.mark.parametrize(("n", "d"), [(40, 4), (300, 3)])
 def test_equals_its_slow_twin(covariance, n, d):
     trusted, new = rows(n, d), rows(7, d, seed=1)
     expected = twin.distances(trusted, new, covariance)
-    np.testing.assert_allclose(anomaly(Mahalanobis(covariance).fit(trusted), new), expected, rtol=1e-9)
+    np.testing.assert_allclose(anomaly(Mahalanobis(covariance, rank=2).fit(trusted), new), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("covariance", LINEAR)
 @pytest.mark.parametrize(("n", "d"), [(12, 4), (9, 6), (40, 2)])
 def test_left_out_distances_equal_refits(covariance, n, d):
     trusted = rows(n, d)
-    varying = np.zeros(d, dtype=bool)
-    fast = left_out_distances(trusted, varying, spread(trusted, varying, covariance, 1e-9), 1e-9)
+    table = Summary.of(Passes(trusted))
+    fast = left_out_distances([trusted], table, spread([trusted], table, covariance, 1e-9), 1e-9)
     np.testing.assert_allclose(fast, twin.left_out(trusted, covariance), rtol=1e-7)
 
 
@@ -72,6 +77,7 @@ def test_units_do_not_matter(spec):
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("d", [1, 2, 3, 17, 64, 130])
 def test_a_row_scores_the_same_to_the_last_bit_in_any_company(spec, d):
+    d = min(d, 17) if spec.covariance == "robust" else d
     fitted, new = spec.fit(rows(200, d)), rows(67, d, seed=1)
     together = fitted.score_samples(new)
     alone = np.concatenate([fitted.score_samples(new[i : i + 1]) for i in range(len(new))])
@@ -82,7 +88,7 @@ def test_a_row_scores_the_same_to_the_last_bit_in_any_company(spec, d):
     assert fitted.score_samples(new[:0]).shape == (0,)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("spec", SPECS[:-1], ids=str)
 @settings(max_examples=25, deadline=None)
 @for_all(seed=draws.integers(0, 10**6), n=draws.integers(3, 60), d=draws.integers(1, 12), far=draws.floats(0, 1e6))
 def test_contributions_sum_to_the_score(spec, seed, n, d, far):
@@ -111,8 +117,10 @@ def test_two_sided_sees_rows_that_are_too_typical_and_one_sided_does_not():
     assert np.median(anomaly(two, fresh * 3)) > np.quantile(anomaly(two, fresh), 0.99)
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
-@pytest.mark.parametrize(("n", "d"), [(120, 60), (200, 20)])
+@pytest.mark.parametrize(
+    ("covariance", "n", "d"),
+    [*((covariance, 200, 20) for covariance in COVARIANCES), *((covariance, 120, 60) for covariance in CLOSED)],
+)
 def test_two_sided_is_centred_on_fresh_rows(covariance, n, d):
     # In-sample distances would put the centre of these fits up to 8 widths too low.
     fitted = Mahalanobis(covariance, two_sided=True).fit(np.random.default_rng(0).normal(size=(n, d)))
@@ -153,7 +161,7 @@ def test_all_columns_constant(spec):
     assert np.isfinite([same, other]).all() and other > same == 0
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("covariance", CLOSED)
 def test_duplicate_columns(covariance):
     trusted = rows(80, 3, spread=False)[:, [0, 1, 2, 1]]
     fitted = Mahalanobis(covariance).fit(trusted)
@@ -165,7 +173,7 @@ def test_duplicate_columns(covariance):
         np.testing.assert_allclose(*fitted.contributions(trusted)[:, [1, 3]].T, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("covariance", CLOSED)
 @pytest.mark.parametrize("n", [2, 3, 10])
 def test_fewer_rows_than_columns(covariance, n):
     trusted = rows(n, 20, spread=False)
@@ -254,3 +262,39 @@ def test_bad_options_are_named():
         Mahalanobis("oass")
     with pytest.raises(SpecError, match="rcond"):
         Mahalanobis(rcond=0)
+    with pytest.raises(SpecError, match="rank=0"):
+        Mahalanobis("low-rank", rank=0)
+
+
+def test_low_rank_is_probabilistic_pca():
+    X = rows(200, 12)
+    Z, n = (X - X.mean(axis=0)) / X.std(axis=0), len(X)
+    fitted = Mahalanobis("low-rank", rank=3).fit(X)
+    expected = PCA(3, svd_solver="full").fit(Z).get_precision() * n / (n - 1)  # scikit-learn divides by n - 1
+    np.testing.assert_allclose(fitted.spread.precision, expected, rtol=1e-8, atol=1e-10)
+    empirical = Mahalanobis("empirical").fit(X)
+    np.testing.assert_allclose(Mahalanobis("low-rank", rank=40).fit(X).score_samples(X), empirical.score_samples(X))
+
+
+def test_robust_is_scikit_learns():
+    X = rows(300, 4)
+    Z = (X - X.mean(axis=0)) / X.std(axis=0)
+    found, expected = anomaly(Mahalanobis("robust").fit(X, seed=3), X), MinCovDet(random_state=0).fit(Z).mahalanobis(Z)
+    np.testing.assert_allclose(found, expected, rtol=0.05)  # both search from random starts
+    assert (anomaly(Mahalanobis("robust").fit(X, seed=3), X) == found).all()
+
+
+def test_odd_trusted_rows_do_not_mask_themselves_from_robust():
+    X = rows(300, 4, spread=False)
+    X[:45] = X[:45] * 0.1 + np.array([8.0, -8, 8, 0])
+    robust, usual = anomaly(Mahalanobis("robust").fit(X), X), anomaly(Mahalanobis().fit(X), X)
+    assert robust[:45].min() > 5 * robust[45:].max()
+    assert usual[:45].max() < usual[45:].max()
+
+
+def test_robust_says_what_it_needs():
+    with pytest.raises(FitError, match=r"at least 42 rows(.|\n)*low-rank"):
+        Mahalanobis("robust").fit(rows(30, 20))
+    X = rows(60, 3)
+    with pytest.raises(FitError, match="span fewer directions"):
+        Mahalanobis("robust").fit(X[:, [0, 1, 2, 2]])

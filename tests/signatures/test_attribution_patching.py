@@ -6,6 +6,7 @@ from captum.attr import IntegratedGradients, LayerIntegratedGradients
 from causalmad import Inputs, open_model
 from causalmad.errors import FitError, ModelError, SiteError
 from causalmad.signatures import AttributionPatching
+from causalmad.sites import Place
 from causalmad.targets import ClassLogit, TopMargin
 from tests.signatures.families import BLOCKS, EMBEDDINGS, HEADS, LAYERS, PROJECTIONS, WIDTH, head_places, small
 from tests.twins import attribution_patching as twin
@@ -153,6 +154,107 @@ def test_integrated_gradients_of_heads_and_tokens_equal_captums(name):
     np.testing.assert_allclose(table(fitted, found, "positions", "sum")[0, : len(row)], tokens, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "steps"), [*((name, 1) for name in BLOCKS), ("gpt2", 2)])
+@pytest.mark.parametrize("baseline", ["positions", "components"])
+def test_means_by_position_and_components_equal_the_twin_on_every_family(baseline, steps, name):
+    toy, model = small(name)
+    rows = sorted(toy.trusted.main, key=len)[:6]  # so that a longer input has positions without a mean of their own
+    trusted, inputs = (
+        Inputs.of({"input_ids": rows}),
+        Inputs.of({"input_ids": [toy.fresh.main[0], torch.arange(1, 10)]}),
+    )
+    assert max(map(len, rows)) < 9
+    spec = AttributionPatching(
+        ("heads", "positions", "mlps"), baseline=baseline, components=2, steps=steps, normalise=False, log=False
+    )
+    fitted = spec.fit(open_model(toy.model, batch_size=2), trusted)
+
+    def contributions(row, path, side, parts):
+        if baseline == "positions":
+            base = twin.position_baseline(model, row, rows, path, side)
+        else:
+            base = twin.components_baseline(model, row, rows, path, side, 2, parts)
+        target = twin.margin_of(int(run(model, row).argmax()))
+        return twin.contributions(model, row, path, side, [base], target, steps)
+
+    heads = [slice(head * WIDTH, (head + 1) * WIDTH) for head in range(HEADS)]
+    for index, row in enumerate(inputs.main):
+        found = contributions(row, EMBEDDINGS[name], "output", [slice(None)]).flip(0).sum(1)
+        longest = max(map(len, rows))
+        expected = [*found[:longest], *[0.0] * (longest - len(found)), float(found[longest:].sum())]
+        np.testing.assert_allclose(table(fitted, inputs, "positions", "sum")[index], expected, atol=2e-5)
+        for layer in range(LAYERS):
+            path = f"{BLOCKS[name].format(layer)}.{PROJECTIONS[name]}"
+            found = contributions(row, path, "input", heads)
+            expected = [float(found[:, part].sum()) for part in heads]
+            got = table(fitted, inputs, "heads", "sum")[index, layer * HEADS : (layer + 1) * HEADS]
+            np.testing.assert_allclose(got, expected, atol=2e-5)
+            found = contributions(row, f"{BLOCKS[name].format(layer)}.mlp", "output", [slice(None)])
+            got = table(fitted, inputs, "mlps", "sum")[index, layer]
+            np.testing.assert_allclose(got, float(found.sum()), atol=2e-5)
+
+
+def test_components_of_vectors_start_from_the_clean_input_and_are_exact_on_a_linear_model():
+    toy, model = small("linear", trusted=30)
+    rows, spans = list(toy.trusted.main), list(toy.fresh.blocks.values())
+    fitted = fitted_on(toy, units="blocks", baseline="components", components=3, target=ClassLogit(1))
+    for index, row in enumerate(toy.fresh.main):
+        base = twin.components_baseline(model, row, rows, "", "input", 3, [slice(None)])
+        expected = []
+        for start, stop in spans:
+            moved = row.clone()
+            moved[start:stop] = base[start:stop]
+            expected.append((model(row)[1] - model(moved)[1]).item())
+        np.testing.assert_allclose(table(fitted, toy.fresh, "blocks", "sum")[index], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "gpt2"])
+def test_all_components_are_the_mean_and_none_move_nothing(name):
+    toy, _ = small(name, trusted=100)
+    units = "positions" if name == "conv" else ("blocks" if name == "mlp" else ("heads", "mlps"))
+    everything = fitted_on(toy, units=units, baseline="components", components=64).reduced(toy.fresh).values
+    mean = fitted_on(toy, units=units, baseline="mean").reduced(toy.fresh).values
+    np.testing.assert_allclose(everything, mean, atol=1e-4 * np.abs(mean).max())
+    equal = toy.trusted[[0]]
+    spec = AttributionPatching("mlps" if name == "gpt2" else units, baseline="components", normalise=False, log=False)
+    alone = spec.fit(open_model(toy.model), equal if name != "gpt2" else Inputs.of({"input_ids": [torch.tensor([3])]}))
+    assert not alone.reduced(toy.fresh).values.any()
+
+
+def test_means_by_position_of_inputs_that_are_no_tokens_are_the_means():
+    toy, _ = small("conv")
+    found = [
+        fitted_on(toy, units="positions", baseline=name).reduced(toy.fresh).values for name in ("positions", "mean")
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "zero", "components"])
+@pytest.mark.parametrize(
+    ("name", "group", "path", "side", "units"),
+    [
+        ("mlp", "blocks", "", "input", None),
+        ("conv", "positions", "", "input", None),
+        ("gpt2", "positions", "transformer.wte", "output", None),
+        ("llama", "mlps", "model.layers.0.mlp", "output", 1),
+        ("neox", "heads", "gpt_neox.layers.0.attention.dense", "input", HEADS),
+    ],
+)
+def test_integrated_gradients_are_complete_on_inputs_and_on_activations(name, group, path, side, units, baseline):
+    """Their sum is what moving the whole place to the baseline does."""
+    toy, model = small(name, trusted=5)
+    row, place = toy.fresh[0], Place(path, side)
+    fitted = fitted_on(toy, units=group, baseline=baseline, steps=48, components=4, target=ClassLogit(2))
+    opened = open_model(model)
+    (batch,) = opened.batches(row)
+    clean = opened.run(batch, read=[place])
+    (base,) = fitted.baseline.each(place, clean.values[place], batch, None)
+    difference = float(clean.logits[0, 2] - opened.logits(batch, {place: lambda _: base})[0, 2])
+    found = table(fitted, row, group, "sum")[0]
+    miss = abs(found[:units].sum() - difference)
+    assert abs(difference) > 5e-3 and miss < 0.02 * abs(difference) + 1e-3
+
+
 @pytest.mark.parametrize("group", ["heads", "positions"])
 def test_the_contributions_of_a_place_sum_to_what_moving_it_does(group):
     """Completeness: nearer with more steps."""
@@ -196,11 +298,11 @@ def test_donors_are_aligned_and_read_again_from_their_end():
 
 def test_odd_options_and_units_are_named():
     toy, _ = small("mlp")
-    for options in ({"baseline": "median"}, {"steps": 0}, {"donors": 0}):
+    for options in ({"baseline": "median"}, {"steps": 0}, {"donors": 0}, {"components": 0}):
         with pytest.raises(FitError):
             AttributionPatching(**options)
-    with pytest.raises(FitError, match="no unit 'layers'"):
-        fitted_on(toy, units=("blocks", "layers"))
+    with pytest.raises(FitError, match="no unit 'stages'"):
+        fitted_on(toy, units=("blocks", "stages"))
     with pytest.raises(FitError, match="no units at all"):
         fitted_on(toy, units=())
     with pytest.raises(SiteError, match="role 'heads'"):

@@ -46,6 +46,37 @@ def mean_baseline(model, rows, path, side):
     return (total / len(values)).float()
 
 
+def position_baseline(model, row, rows, path, side):
+    """For every token the mean over the rows' tokens as far from the end; over all where none is there."""
+    values = [activation(model, other, path, side) for other in rows]
+    found = []
+    for position in range(len(row)):
+        back = len(row) - 1 - position
+        there = [value[len(value) - 1 - back] for value in values if len(value) > back]
+        everything = [token for value in values for token in value]
+        found.append(torch.stack(there or everything).double().mean(0).float())
+    return torch.stack(found)
+
+
+def components_baseline(model, row, rows, path, side, count, parts):
+    """The clean activation, its part along the leading eigenvectors of the covariance moved to the mean's.
+
+    ``parts`` are slices of the last axis that have components of their own.
+    """
+    clean = activation(model, row, path, side)
+    values = [activation(model, other, path, side) for other in rows]
+    tokens = torch.cat(values) if clean.ndim == 2 else torch.stack(values)
+    moved = clean.clone()
+    for part in parts:
+        own = tokens[:, part].double()
+        centred = own - own.mean(0)
+        _, vectors = torch.linalg.eigh(centred.T @ centred)
+        leading = vectors[:, -count:]
+        away = clean[..., part].double() - own.mean(0)
+        moved[..., part] = (clean[..., part].double() - away @ leading @ leading.T).float()
+    return moved
+
+
 def donor_baseline(model, row, donor, path, side):
     """The donor's activation, aligned with the row at the last token."""
     values = activation(model, donor, path, side)

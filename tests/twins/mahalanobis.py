@@ -47,8 +47,21 @@ def precision_of(Z, covariance, rho=None):
     S = covariance_of(Z)
     if covariance == "diagonal":
         return np.diag([1 / S[j][j] for j in range(len(S))])
+    if covariance == "low-rank":
+        return low_rank(S, 2)
     rho = RULES[covariance](Z) if rho is None else rho
     return np.linalg.inv((1 - rho) * S + rho * np.eye(len(S)))
+
+
+def low_rank(S, rank):
+    """Tipping and Bishop 1999: the largest eigenvalues, and the mean of the others in every other direction."""
+    values, vectors = np.linalg.eigh(S)
+    values = sorted(zip(values, vectors.T), key=lambda pair: -pair[0])
+    noise = sum(value for value, _ in values[rank:]) / (len(S) - rank)
+    model = noise * np.eye(len(S))
+    for value, vector in values[:rank]:
+        model += (value - noise) * np.outer(vector, vector)
+    return np.linalg.inv(model)
 
 
 def quadratic(P, r):

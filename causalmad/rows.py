@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from causalmad.cli.files import read_lines
 from causalmad.errors import InputsError
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ class Row:
 
 
 def read_rows(path: str) -> list[Row]:
-    """The objects of a file of JSON lines; blank lines are left out.
+    """The objects of a file of JSON lines (``-`` is standard input); blank lines are left out.
 
     Raises:
         InputsError: when a line is no JSON object (with its number), or there is none.
     """
     source = "standard input" if path == "-" else path
     rows = []
-    for number, line in read_lines(path):
+    for number, line in _lines(path):
         place = f"{source}, line {number}"
         try:
             values = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse)
@@ -140,3 +141,25 @@ def _whole(row: Row, name: str) -> Tensor:
 
 def _refuse(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """Numbers (from 1) and contents of the lines that are not blank.
+
+    Raises:
+        InputsError: when the file cannot be read.
+    """
+    if path == "-":
+        yield from _numbered(sys.stdin.buffer)
+        return
+    try:
+        with Path(path).open("rb") as file:
+            yield from _numbered(file)
+    except OSError as error:
+        raise InputsError(f"{path} cannot be read: {error.strerror}", needed="a file of JSON lines, or -") from error
+
+
+def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line

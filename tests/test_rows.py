@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from causalmad.cli.rows import as_inputs, read_rows
 from causalmad.errors import InputsError
 from causalmad.inputs import Inputs
 from causalmad.models import open_model
+from causalmad.rows import as_inputs, read_rows
 
 MLP = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
 

@@ -1,0 +1,126 @@
+"""Audit: which trusted inputs are unlike the other trusted ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from causalmad.calibration.multiple import adjusted
+from causalmad.detector import Detector, scores_by_fold
+from causalmad.errors import FitError
+from causalmad.explanation import plain
+from causalmad.models import open_model
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Audit:
+    """What an audit says of the trusted inputs.
+
+    Attributes:
+        ids: (n,) the inputs.
+        scores: (n,) anomaly score of each, by a detector that has not seen it.
+        folds: (n,) the fold of each; scores of different folds are on slightly different scales.
+        p_values: (n,) how unusual the score is among those of its fold, in an exponential tail.
+        adjusted: (n,) p-values adjusted for all inputs at once.
+        q: inputs with an adjusted p-value of at most this are unlike the rest.
+    """
+
+    ids: tuple[str, ...]
+    scores: Floats
+    folds: npt.NDArray[np.int64]
+    p_values: Floats
+    adjusted: Floats
+    q: float
+
+    @property
+    def unlike(self) -> tuple[str, ...]:
+        """Ids of the inputs that are unlike the rest, the most unusual first."""
+        order = np.argsort(self.p_values, kind="stable")
+        return tuple(self.ids[row] for row in order if self.adjusted[row] <= self.q)
+
+    def __repr__(self) -> str:
+        """How many, in a line."""
+        return f"Audit({len(self.unlike)} of {len(self.ids)} trusted inputs unlike the rest)"
+
+    def __str__(self) -> str:
+        """The most unusual trusted inputs as a table."""
+        return plain(self.table())
+
+    def table(self, top: int = 20) -> Any:
+        """A rich table of the ``top`` most unusual trusted inputs."""
+        from rich.table import Table
+
+        title = (
+            f"{len(self.unlike)} of {len(self.ids)} trusted inputs unlike the rest (false discovery rate {self.q:g})"
+        )
+        found = Table(title=title, title_justify="left")
+        for heading, side in (("id", "left"), ("score", "right"), ("p", "right"), ("adjusted", "right")):
+            found.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
+        for row in np.argsort(self.p_values, kind="stable")[:top]:
+            numbers = (self.scores[row], self.p_values[row], self.adjusted[row])
+            found.add_row(self.ids[row], *(f"{number:.3g}" for number in numbers))
+        return found
+
+
+def audit(
+    detector: Detector,
+    model: Any,
+    trusted: Any,
+    untrusted: Any = None,
+    *,
+    q: float = 0.1,
+    folds: int = 5,
+    seed: int = 0,
+) -> Audit:
+    """Trusted inputs that are unlike the other trusted ones: anomalies among what is trusted hide others like them.
+
+    Every fold of the trusted inputs is scored by signature and reference fitted on the other folds. Ranks of trusted
+    scores among each other cannot say whether any of them is unusual (the highest is always the highest), so the tail
+    is modelled: within a fold, a score at distance e above the median has the p-value ``2^-(1 + e/m)``, m the median
+    distance of the scores above the median. That is an exponential tail, heavier than that of a squared distance on
+    Gaussian columns; it is a model, and these p-values are no conformal ones. Scores up to the median have their rank.
+    Benjamini and Hochberg's procedure at ``q`` names the inputs that are unlike the rest.
+
+    Inputs of equal content share a fold, so that none is judged by its copy.
+
+    Args:
+        detector: its signature and reference are used; its calibrator is not.
+        model: whatever :func:`causalmad.open_model` takes.
+        trusted: the inputs to audit.
+        untrusted: unlabelled inputs, for references that compare with them.
+        q: expected share of inputs named in error.
+        folds: how many.
+        seed: decides the folds, and whatever else is drawn.
+
+    Raises:
+        FitError: when there are fewer than 4 distinct inputs a fold.
+    """
+    opened = open_model(model)
+    inputs = opened.inputs(trusted)
+    others = None if untrusted is None else opened.inputs(untrusted)
+    distinct = len(set(inputs.digests))
+    if folds < 2 or distinct < 4 * folds:
+        raise FitError(
+            f"{distinct} distinct trusted inputs in {folds} folds", needed="at least 2 folds, and 4 inputs in each"
+        )
+    scores, index = scores_by_fold(detector, opened, inputs, others, folds, seed)
+    p_values = np.empty(len(inputs))
+    for fold in range(folds):
+        p_values[index == fold] = tail_p_values(scores[index == fold])
+    return Audit(inputs.ids, scores, index, p_values, adjusted(p_values, "bh"), q)
+
+
+def tail_p_values(scores: Floats) -> Floats:
+    """(n,) p-values of scores among each other: ranks up to the median, an exponential tail above it."""
+    centre = float(np.median(scores))
+    above = scores[scores > centre] - centre
+    typical = float(np.median(above)) if len(above) else 1.0
+    ranks = (scores[None, :] >= scores[:, None]).mean(axis=1)
+    excess = np.maximum(scores - centre, 0.0) / typical
+    p: Floats = np.where(scores > centre, np.exp2(-1 - excess), np.maximum(ranks, 0.5))
+    return p

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KernelDensity
+
+import causalmad as cm
+from causalmad import Detector, Inputs
+from causalmad.auditing import tail_p_values
+from causalmad.errors import FitError
+from causalmad.signatures import Activations, AttributionPatching
+from causalmad.testing.toys import toy
+
+MADE = toy("mlp", trusted=100)
+
+
+@pytest.mark.parametrize("detector", [Detector(Activations()), Detector(Activations(), KernelDensity())])
+def test_planted_inputs_are_named(detector):
+    rows = MADE.trusted.main.clone()
+    rows[[7, 50]] *= 8
+    inputs = Inputs.of(rows, ids=[f"t{i}" for i in range(100)], blocks=MADE.trusted.blocks)
+    found = cm.audit(detector, MADE.model, inputs, q=0.1)
+    assert {"t7", "t50"} <= set(found.unlike) and len(found.unlike) <= 5
+    text = " ".join(str(found).split())
+    assert "of 100 trusted inputs unlike the rest" in text and "t7" in text
+    assert found.ids == inputs.ids and sorted(np.bincount(found.folds)) == [20] * 5
+
+
+def test_donors_are_left_out_of_what_is_normal():
+    found = cm.audit(Detector(AttributionPatching(baseline="donors")), MADE.model, MADE.trusted)
+    assert np.isfinite(found.scores).all() and len(found.unlike) <= 5
+
+
+def test_nothing_is_named_among_inputs_that_are_all_alike():
+    found = cm.audit(Detector(Activations()), MADE.model, MADE.trusted, q=0.05)
+    assert len(found.unlike) <= 2 and "Audit(" in repr(found)
+
+
+def test_a_copy_does_not_vouch_for_its_original():
+    rows = torch.cat([MADE.trusted.main, MADE.trusted.main[:1] * 8, MADE.trusted.main[:1] * 8])
+    found = cm.audit(Detector(Activations()), MADE.model, rows)
+    assert found.folds[-1] == found.folds[-2]
+    assert set(found.ids[-2:]) <= set(found.unlike)
+
+
+def test_the_tail_is_conservative_on_squared_distances():
+    random = np.random.default_rng(0)
+    for df in (3, 30):
+        p = np.concatenate([tail_p_values(random.chisquare(df, 200)) for _ in range(200)])
+        for level in (0.001, 0.01, 0.1):
+            assert (p <= level).mean() <= 1.6 * level
+    same = tail_p_values(np.ones(9))
+    assert (same == 1).all()
+    rising = tail_p_values(np.sort(random.normal(size=50)))
+    assert (np.diff(rising) <= 1e-12).all()
+
+
+def test_too_few_are_named():
+    with pytest.raises(FitError, match="10 distinct trusted inputs in 5 folds"):
+        cm.audit(Detector(Activations()), MADE.model, MADE.trusted[:10])
