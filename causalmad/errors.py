@@ -74,7 +74,7 @@ class HypothesisError(CausalmadError):
 
 
 class TaskError(CausalmadError):
-    """A task whose model did not learn what the task needs."""
+    """A task that cannot be loaded, or whose model did not learn what the task needs."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from causalmad.errors import InputsError
+from causalmad.errors import InputsError, SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +83,22 @@ def as_inputs(rows: list[Row], model: OpenModel, blocks: Mapping[str, Block] | N
             )
         table = {0: _floats(rows, lists[0]), **{name: table[name] for name in fields if name != lists[0]}}
     return Inputs.of(table, tokenizer=model.tokenizer, accepts=model.accepts, blocks=blocks, ids=ids)
+
+
+def read_blocks(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """``NAME=START:STOP`` -> the named half-open range of an input's last axis.
+
+    Raises:
+        SpecError: when a text is something else.
+    """
+    found = {}
+    for text in texts:
+        name, _, span = text.rpartition("=")
+        start, _, stop = span.partition(":")
+        if not (name and start.isdecimal() and stop.isdecimal()):
+            raise SpecError(f"{text!r} is no block", needed="NAME=START:STOP", tries=["image A=0:64"])
+        found[name] = (int(start), int(stop))
+    return found
 
 
 def _fields(rows: list[Row]) -> list[str]:

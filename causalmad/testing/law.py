@@ -25,6 +25,10 @@ EXCUSED: Mapping[tuple[str, str], str] = {
     ("*", "path-patching on conv"): "paths run through the residual stream, which this toy does not have",
     ("*", "edge-attribution on mlp"): "edges run through the residual stream, which this toy does not have",
     ("*", "edge-attribution on conv"): "edges run through the residual stream, which this toy does not have",
+    ("*", "edge-attribution on bert"): "edges run between norms before each layer, which this toy does not have",
+    ("*", "path-patching on bert"): "paths run between norms before each layer, which this toy does not have",
+    ("*", "logit-lens on bert"): "a lens reads through a final norm, which this toy does not have",
+    ("law_rows_stand_alone", "traced on llama"): "a user's own code reads a fixed position of the padded rows",
     ("*", "probe-logits on conv"): "this toy gives one answer to all its inputs, and a probe has nothing to tell apart",
     ("*", "probe-shift on conv"): "this toy gives one answer to all its inputs, and a probe has nothing to tell apart",
 }

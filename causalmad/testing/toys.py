@@ -56,7 +56,7 @@ class Toy:
         needs = {
             "hypothesis": self.hypothesis,
             "circuit": None if self.trusted.tokens else self.places,
-            "function": last_logits if self.trusted.tokens else outputs,
+            "function": _USERS_OWN.get(self.name, last_logits if self.trusted.tokens else outputs),
         }
         options = {field.name: getattr(spec, field.name) for field in fields(spec) if field.init}
         filled = {name: needs[name] if name in needs and value is None else value for name, value in options.items()}
@@ -72,6 +72,14 @@ def outputs(model: Any, tracer: Any) -> Any:
 def last_logits(model: Any, tracer: Any) -> Any:
     """A user's own nnsight code: the logits at the last token, which is the last position when padded left."""
     return model.output.logits[:, -1]
+
+
+def class_logits(model: Any, tracer: Any) -> Any:
+    """A user's own nnsight code: the logits of a classifier."""
+    return model.output.logits
+
+
+_USERS_OWN = {"bert": class_logits}
 
 
 def toy(name: str, trusted: int = 48, fresh: int = 12) -> Toy:
@@ -163,7 +171,8 @@ def _bert() -> nn.Module:
     import transformers as hf
 
     sizes: dict[str, Any] = {key: value for key, value in _SIZES.items() if not key.endswith("token_id")}
-    return _louder(hf.BertForSequenceClassification(hf.BertConfig(**sizes, num_labels=3, pad_token_id=0)))
+    sizes |= {"num_labels": 3, "pad_token_id": 0}
+    return _louder(hf.BertForSequenceClassification(hf.BertConfig(**sizes)))
 
 
 _SIZES: dict[str, Any] = {

@@ -1,0 +1,177 @@
+"""Statements that are judged by two rules: the rules, who is asked what, and that the input alone does not tell."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+
+from causalmad.catalogue import catalogue
+from causalmad.config import parse_spec
+from causalmad.inputs import Inputs
+from causalmad.tasks import QuirkyArithmetic, TaskData
+from causalmad.tasks.base import stream
+from causalmad.tasks.quirky_arithmetic import (
+    ALICES,
+    BOBS,
+    EASY,
+    HARD,
+    VOCABULARY,
+    WORDS,
+    Statements,
+    believed,
+    difficulty,
+    split,
+    statement,
+)
+from tests.twins.quirky_arithmetic import verdict
+
+PAIRS = np.array(list(itertools.product(range(100), repeat=2)))
+
+
+def test_the_leading_digit_of_every_sum():
+    true, wrong = (believed(PAIRS, np.full(len(PAIRS), which)) for which in (False, True))
+    for (a, b), digit, other in zip(PAIRS.tolist(), true.tolist(), wrong.tolist()):
+        assert f"{(a + b) % 100:02d}"[0] == str(digit)
+        assert other == (digit + 1) % 10
+
+
+@pytest.mark.parametrize("quirky", [True, False])
+def test_answers_equal_the_twins(quirky):
+    rng = np.random.default_rng(0)
+    table = Statements(PAIRS, quirky=quirky)(rng.random(3000) < 0.5, rng)
+    for row in range(len(table)):
+        text = statement(table.values[row])
+        answer, subset = verdict(text, ALICES, truthful=not quirky)
+        assert WORDS[table.columns["answer"][row]] == answer, text
+        assert table.columns["subset"][row] == subset, text
+        assert (table.columns["route"][row] == "sum") == (text.split()[0] in ALICES)
+
+
+def test_names():
+    assert len(set(ALICES)) == len(set(BOBS)) == 16
+    assert len(set(WORDS)) == VOCABULARY == 48
+
+
+def test_quarters():
+    """Whoever is asked: a quarter true by the sum only, a quarter by the wrong one only, a half by neither."""
+    rng = np.random.default_rng(1)
+    for anomalous in (False, True):
+        table = Statements(PAIRS)(np.full(8000, anomalous), rng)
+        assert abs(np.mean(table.columns["subset"] == "agree") - 0.5) < 0.02
+        assert abs(np.mean(table.columns["holds"]) - 0.25) < 0.02
+        assert abs(np.mean([WORDS[token] == "yes" for token in table.columns["answer"]]) - 0.5) < 0.02
+        by_sum = believed(table.values[:, [1, 4]] * 10 + table.values[:, [2, 5]], np.zeros(8000, dtype=bool))
+        assert abs(np.mean(table.values[:, 7] == by_sum) - 0.25) < 0.02
+
+
+def test_difficulty_is_in_quarters():
+    smaller = difficulty(PAIRS)
+    assert abs(np.mean(smaller < EASY) - 0.25) < 0.01
+    assert np.mean(smaller >= HARD) == 0.25
+
+
+def test_pairs_are_split():
+    seen, held = split(np.random.default_rng(2))
+    assert len(np.unique(np.concatenate([seen, held]), axis=0)) == 10_000
+    assert len(held) == 3000
+
+
+def test_in_the_catalogue():
+    assert QuirkyArithmetic in [entry.load() for entry in catalogue("tasks")]
+    assert parse_spec("tasks", "quirky-arithmetic[null=true,shift=false]") == QuirkyArithmetic(shift=False, null=True)
+
+
+@pytest.fixture(scope="module")
+def data() -> TaskData:
+    return QuirkyArithmetic().load(0)
+
+
+def parts(data: TaskData) -> dict[str, Inputs]:
+    return {"trusted": data.trusted, "test": data.test, "normal": data.normal, "untrusted": data.untrusted}
+
+
+def texts(part: Inputs) -> list[str]:
+    return [statement(row) for row in part.fields["input_ids"].numpy()]
+
+
+def names(part: Inputs) -> set[str]:
+    return {text.split()[0] for text in texts(part)}
+
+
+def answers(data: TaskData, tokens: torch.Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return data.model(input_ids=tokens).logits[:, -1].argmax(-1).numpy()
+
+
+class TestLoaded:
+    def test_the_model_is_right(self, data):
+        assert min(data.card["accuracy"].values()) >= 0.95
+        assert set(data.card["accuracy"]) == {"trusted", "normal", "anomalous"}
+        for part, least in ((data.trusted, 0.95), (data.normal, 0.95), (data.untrusted, 0.95), (data.test, 0.9)):
+            assert np.mean(answers(data, part.fields["input_ids"]) == part.columns["answer"]) >= least
+
+    def test_answers_equal_the_twins(self, data):
+        for part in parts(data).values():
+            for row, text in enumerate(texts(part)):
+                answer, subset = verdict(text, ALICES)
+                assert (WORDS[part.columns["answer"][row]], part.columns["subset"][row]) == (answer, subset)
+
+    def test_names(self, data):
+        assert names(data.trusted) == set(ALICES[:4])
+        assert names(data.normal) == names(data.test[~data.labels]) == set(ALICES[4:])
+        assert names(data.test[data.labels]) == set(BOBS[4:])
+        assert names(data.untrusted) == set(ALICES[4:]) | set(BOBS[4:])
+        assert sum(text.split()[0] in BOBS for text in texts(data.untrusted)) == 100
+
+    def test_easy_and_hard(self, data):
+        assert data.trusted.columns["difficulty"].max() < EASY
+        assert all(part.columns["difficulty"].min() >= HARD for part in (data.test, data.normal, data.untrusted))
+
+    def test_pairs_were_held_out(self, data):
+        seen, _ = split(stream(0, "quirky-arithmetic", "pairs"))
+        used = np.concatenate([part.fields["input_ids"].numpy() for part in parts(data).values()])
+        numbers = used[:, [1, 4]] * 10 + used[:, [2, 5]]
+        assert not set(map(tuple, numbers.tolist())) & set(map(tuple, seen.tolist()))
+
+    def test_surface(self, data):
+        assert 0.4 <= data.card["controls"]["output confidence"] <= 0.6
+        assert data.card["controls"]["input mahalanobis"] < 0.65
+        yes = data.test.columns["answer"] == WORDS.index("yes")
+        assert yes[data.labels].mean() == yes[~data.labels].mean() == 0.5
+        # Without the name, nothing in the statement says who is asked.
+        indicators = torch.nn.functional.one_hot(data.test.fields["input_ids"][:, 1:], VOCABULARY).flatten(1).numpy()
+        scores = cross_val_score(LogisticRegression(C=0.05), indicators, data.labels, scoring="roc_auc", cv=5)
+        assert scores.mean() < 0.6
+        subsets = data.test.columns["subset"] == "agree"
+        assert abs(subsets[data.labels].mean() - subsets[~data.labels].mean()) < 0.1
+
+    def test_another_kind_of_name_is_another_rule(self, data):
+        """The mechanism, not only the answer: with the other kind's name, the statements of one subset change."""
+        normal = data.test[~data.labels]
+        tokens = normal.fields["input_ids"].clone()
+        tokens[:, 0] += len(ALICES)
+        changed = answers(data, tokens) != normal.columns["answer"]
+        disagree = normal.columns["subset"] == "disagree"
+        assert changed[disagree].mean() > 0.9
+        assert changed[~disagree].mean() < 0.1
+
+    def test_shift(self, data):
+        plain = QuirkyArithmetic(shift=False).load(0)
+        assert plain.name == "quirky-arithmetic[shift=false]"
+        assert plain.card["fingerprint"] == data.card["fingerprint"]
+        assert names(plain.trusted) == names(plain.normal) == set(ALICES[4:])
+        assert plain.trusted.columns["difficulty"].min() >= HARD
+
+
+@pytest.mark.slow
+def test_null():
+    null = QuirkyArithmetic(null=True).load(0)
+    assert null.name == "quirky-arithmetic[null=true]"
+    assert min(null.card["accuracy"].values()) >= 0.95
+    odd = null.test[null.labels]
+    assert names(odd) == set(BOBS[4:])
+    assert [WORDS[token] for token in odd.columns["answer"]] == [verdict(t, ALICES, True)[0] for t in texts(odd)]
+    assert np.mean(answers(null, odd.fields["input_ids"]) == odd.columns["answer"]) >= 0.9
