@@ -121,7 +121,8 @@ def describe(spec: object) -> dict[str, object]:
     """The options of a spec that differ from its defaults, for tables and titles."""
     if not is_dataclass(spec):
         return {}
-    defaults = {f.name: f.default if f.default is not MISSING else None for f in fields(spec)}
+    defaults = {f.name: f.default for f in fields(spec) if f.default is not MISSING}
+    defaults |= {f.name: f.default_factory() for f in fields(spec) if f.default_factory is not MISSING}
     return {k: v for k, v in _options(spec).items() if k not in defaults or defaults[k] != v}
 
 

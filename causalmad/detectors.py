@@ -11,11 +11,34 @@ from causalmad.names import parse_detector
 
 DETECTORS: Mapping[str, str] = MappingProxyType(
     {
-        # The baseline of the field, one- and two-sided.
+        # Distances on activations: the baseline of the field, and what it has been given since.
         "activations": "activations+mahalanobis",
         "activations-two-sided": "activations+mahalanobis[two_sided=true]",
-        # Attributions and profiles of what an output depends on.
+        "activations-per-layer": "activations+per-site",
+        "activations-relative": "activations+relative-mahalanobis",
+        "activations-residual": "activations+principal-components",
+        "activations-neighbours": "activations+nearest-neighbours",
+        "activations-lof": "activations+local-outlier-factor",
+        "activations-isolation-forest": "activations+isolation-forest",
+        "activations-vae": "activations+variational-autoencoder",
+        "layer-transitions": "layer-transitions+mahalanobis",
+        "ted": "topological-trajectory+mahalanobis",
+        "beatrix": "gram-deviation+mahalanobis",
+        "sparse-code": "sparse-code+mahalanobis",
+        "probe-logits": "probe-logits+mahalanobis",
+        # The same with an unlabelled pool.
+        "activations-que": "activations+quantum-entropy",
+        "activations-likelihood-ratio": "activations+likelihood-ratio",
+        "activations-em": "activations+two-gaussians",
+        "activations-spectral": "activations+spectral-signatures",
+        # Attributions as they were published, and with shares and logarithms.
+        "attribution-mean": "attribution-patching[normalise=false,log=false]+mahalanobis",
+        "attribution-components": "attribution-patching[baseline=components,normalise=false,log=false]+mahalanobis",
+        "gradient-norms": "gradient-norms+mahalanobis",
+        "probe-shift": "probe-shift+mahalanobis",
+        "functional-coupling": "functional-coupling+mahalanobis",
         "attribution-patching": "attribution-patching+mahalanobis",
+        # Profiles of what an output depends on.
         "resampling-profile": "resampling-profile+mahalanobis",
         "sufficiency": "sufficiency+mahalanobis",
     }

@@ -20,7 +20,7 @@ Json = Annotated[
 @guarded
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for logs and leaderboard; what it holds already is not run again.")],
-    suite: Annotated[str, typer.Option(help="quick, core or full.")] = "quick",
+    suite: Annotated[str, typer.Option(help="quick (minutes) or core (hours).")] = "quick",
     processes: Annotated[int | None, typer.Option(help="How many at once; one per core by default.", min=1)] = None,
     as_json: Json = None,
     quiet: Quiet = False,

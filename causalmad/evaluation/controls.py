@@ -20,6 +20,7 @@ from causalmad.models import OpenModel, open_model
 from causalmad.references import Mahalanobis
 from causalmad.references.estimators import fit_reference
 from causalmad.signatures import Activations
+from causalmad.signatures.input_only import frequent, occurrences
 from causalmad.targets import margin
 from causalmad.tasks.base import TaskData
 
@@ -124,29 +125,17 @@ def raw_inputs(trusted: Inputs, test: Inputs) -> tuple[Floats, Floats]:
     """Raw inputs as rows of numbers: (n, d) trusted, (m, d) test; what a token is was learnt from trusted ones."""
     if not test.tokens:
         return _flat(trusted), _flat(test)
-    words, counts = np.unique(torch.cat(list(trusted.main)).numpy(), return_counts=True)
+    words = frequent(trusted, WIDEST - 1)
     lengths = np.unique(np.concatenate([trusted.lengths, test.lengths]))
     places = int(lengths[0]) if len(lengths) == 1 and lengths[0] * (len(words) + 1) <= WIDEST else 0
-    kept = np.sort(words[np.argsort(-counts, kind="stable")[: WIDEST - 1]])
-    return _one_hot(trusted, kept, places), _one_hot(test, kept, places)
+    known, new = (occurrences(inputs, words, places) for inputs in (trusted, test))
+    return known.reshape(len(trusted), -1), new.reshape(len(test), -1)
 
 
 def _flat(inputs: Inputs) -> Floats:
     fields = [rows for rows in inputs.fields.values() if isinstance(rows, Tensor)]
     whole: Floats = torch.cat([rows.reshape(len(inputs), -1).double() for rows in fields], 1).numpy()
     return whole
-
-
-def _one_hot(inputs: Inputs, words: npt.NDArray[np.int64], places: int) -> Floats:
-    """(n, places x words) which token is where, or (n, words) counts without places; the last word is any other."""
-    rows = np.zeros((len(inputs), max(places, 1), len(words) + 1))
-    for row, tokens in enumerate(inputs.main):
-        values = tokens.numpy()
-        at = np.searchsorted(words, values)
-        known = words[np.minimum(at, len(words) - 1)] == values
-        where = np.arange(len(values)) if places else np.zeros(len(values), dtype=np.int64)
-        np.add.at(rows[row], (where, np.where(known, at, len(words))), 1.0)
-    return rows.reshape(len(inputs), -1)
 
 
 def _distance(reference: Mahalanobis, trusted: Floats, test: Floats) -> Floats:

@@ -30,6 +30,12 @@ _QUICK = ("gate-digits", "gate-digits-obfuscated", "induction-lookup[shift=true]
 _CORE = (
     "gate-digits",
     "gate-digits-obfuscated",
+    "parity-gate",
+    "password-locked",
+    "password-locked[obfuscated=activations]",
+    "ambiguous-features",
+    "adversarial-digits",
+    "backdoor-digits[trigger=corner]",
     "induction-lookup",
     "induction-lookup[shift=true]",
     "ioi",

@@ -119,7 +119,8 @@ def unit_columns(group: Group, name: str, values: npt.NDArray[np.float64], longe
         longest: tokens of the longest trusted input; what lies further from the end is added up.
     """
     if group.ragged:
-        return by_place(name, values, tuple(f"@-{i + 1}" for i in range(longest)), (), ragged=True)
+        sites = tuple(map(str, group.sites)) * longest
+        return by_place(name, values, tuple(f"@-{i + 1}" for i in range(longest)), sites, ragged=True)
     units = group.names if len(group.names) == values.shape[1] else tuple(map(str, range(values.shape[1])))
     sites = tuple(map(str, group.sites)) if len(group.sites) == len(units) else ()
     return by_place(name, values, units, sites, ragged=False)

@@ -89,7 +89,7 @@ class Baseline:
     def of_donors(cls, model: OpenModel, donors: Donors, places: Sequence[Place]) -> Baseline:
         """The donors' own activations, computed once."""
         batch = donor_batch(model, donors)
-        values = model.run(batch, read=places, output=False).values
+        values = model.plain.run(batch, read=places, output=False).values
         return cls(donors=donors, donor_values=values, donor_mask=batch.mask)
 
     def each(self, place: Place, value: Tensor, batch: Batch, which: Tensor | None) -> list[Tensor]:

@@ -64,7 +64,7 @@ class CausalScrubbing:
         """
         claim = require_hypothesis(self.hypothesis, "causal-scrubbing")
         require_inputs(trusted)
-        scrubber = Scrubber.of(model, claim, trusted, seed, self.unclaimed)
+        scrubber = Scrubber.of(model.plain, claim, trusted, seed, self.unclaimed)
         raw = FittedCausalScrubbing(self, model, scrubber, Scales.unknown())
         return FittedCausalScrubbing(self, model, scrubber, Scales.of(raw.reduced(sample(trusted, seed))))
 
@@ -72,7 +72,7 @@ class CausalScrubbing:
         """The fitted signature that wrote ``state``."""
         claim = require_hypothesis(self.hypothesis, "causal-scrubbing")
         trusted, seed = restore_pool(state)
-        scrubber = Scrubber.of(model, claim, trusted, seed, self.unclaimed)
+        scrubber = Scrubber.of(model.plain, claim, trusted, seed, self.unclaimed)
         return FittedCausalScrubbing(self, model, scrubber, Scales.restore(state))
 
 

@@ -67,7 +67,8 @@ def by_place(name: str, effects: Floats, units: tuple[str, ...], sites: tuple[st
     ]
     if ragged:
         placed = np.concatenate([placed, known[:, width:].sum(1, keepdims=True)], axis=1)
-        columns.append(Column(f"{name} beyond {units[-1]}", position="beyond", block=f"{name} by place"))
+        site = sites[-1] if sites else ""
+        columns.append(Column(f"{name} beyond {units[-1]}", site, position="beyond", block=f"{name} by place"))
     return Reduced(tuple(columns), placed)
 
 

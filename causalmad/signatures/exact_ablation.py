@@ -40,7 +40,8 @@ class ExactAblation:
             the heads where the model has them, otherwise the blocks (or positions) of the input and four stretches of
             every hidden layer.
         by_position: whether heads and MLPs are replaced at one token position at a time, counted from the last real
-            token, or as a whole. Positions cost a run for each.
+            token, or as a whole. Positions cost a run for each. Those of a language model's last block are always
+            replaced as a whole: from there only the last token reaches the logits that are read.
         donors: how many trusted donors, the same for all inputs; an input that is itself a donor uses a spare.
         pairs: whether to add, for every pair of the strongest units (by the trusted mean divergence), the effect of
             replacing both minus the effects of replacing each: zero where the two have nothing to do with each other.
@@ -101,7 +102,7 @@ class ExactAblation:
         if any(group.name.startswith("neurons") for group in found):
             raise FitError("a run for every neuron is too much", tries=["units='layers'", "units='mlps'"])
         apart = self.by_position and trusted.tokens
-        split = [by_position(g) if apart and g.name in ("heads", "mlps") else (g,) for g in found]
+        split = [_apart(model, g) if apart and g.name in ("heads", "mlps") else (g,) for g in found]
         return tuple(group for parts in split for group in parts)
 
 
@@ -197,6 +198,17 @@ class FittedExactAblation:
 def over_donors(effects: Effects, _: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Both effects averaged over the donors, (batch, units)."""
     return {"kl": effects.divergence.double().mean(-1), "margin": effects.change.double().mean(-1)}
+
+
+def _apart(model: OpenModel, group: Group) -> tuple[Group, ...]:
+    """Heads or MLPs by position, but those that only the last position leaves: replaced there or whole is the same."""
+    known, final = model.architecture, ""
+    if known is not None and "logits_to_keep" in model.accepts:  # logits of single positions, and not of a pool
+        final = f"{known.path(known.layers - 1)}."
+    ends = tuple(site for site in group.sites if final and site.path.startswith(final))
+    early = tuple(site for site in group.sites if site not in ends)
+    before = by_position(Group(group.name, tuple(map(str, early)), early))
+    return (*before, Group(group.name, tuple(map(str, ends)), ends)) if ends else before
 
 
 def _strongest(fitted: FittedExactAblation, some: Inputs, most: int) -> tuple[tuple[Unit, Unit], ...]:

@@ -88,20 +88,20 @@ class GramDeviation:
         answers = np.empty(len(kept), np.int64)
         with model.quiet():
             for batch in model.batches(kept):
-                found = reader.rows(batch).numpy()
+                found = reader.rows(model, batch).numpy()
                 values[batch.rows], answers[batch.rows] = found[:, :-1], found[:, -1]
         folds = np.random.default_rng([seed, 4]).permutation(np.arange(len(kept)) % _FOLDS)
         bounds = _bounds(values, answers, folds, self.least)
-        return FittedGramDeviation(self, reader, kept.digests, folds, bounds)
+        return FittedGramDeviation(self, model, reader, kept.digests, folds, bounds)
 
     def restore(self, model: OpenModel, state: State) -> FittedGramDeviation:
         """The fitted signature that wrote ``state``."""
         tensors, data = state.tensors, state.data
         sites = tuple(model.sites(str(text))[0] for text in data["sites"])
         features = tuple(tensors[f"features:{i}"] for i in range(len(sites)))
-        reader = _Reader(model, sites, features, tuple(map(int, data["orders"])))
+        reader = _Reader(sites, features, tuple(map(int, data["orders"])))
         bounds = {int(answer): tensors[f"bounds:{answer}"].numpy() for answer in data["answers"]}
-        return FittedGramDeviation(self, reader, tuple(data["digests"]), tensors["folds"].numpy(), bounds)
+        return FittedGramDeviation(self, model, reader, tuple(data["digests"]), tensors["folds"].numpy(), bounds)
 
     def _reader(self, model: OpenModel, sites: tuple[Site, ...], inputs: Inputs, seed: int) -> _Reader:
         (batch,) = model.batches(inputs[:1])
@@ -113,7 +113,7 @@ class GramDeviation:
             features.append(torch.from_numpy(np.sort(draw.permutation(width)[: self.most_features])))
             vector = site.take(run.values[site.place], batch).ndim < 3
             orders.append(min(self.orders, 2) if vector else self.orders)
-        return _Reader(model, sites, tuple(features), tuple(orders))
+        return _Reader(sites, tuple(features), tuple(orders))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +122,7 @@ class FittedGramDeviation:
 
     Attributes:
         spec: what was fitted.
+        model: the model.
         reader: computes the entries.
         digests: contents of the trusted inputs on which the bounds stand.
         folds: (trusted,) fold of each of them.
@@ -130,15 +131,11 @@ class FittedGramDeviation:
     """
 
     spec: GramDeviation
+    model: OpenModel
     reader: _Reader
     digests: tuple[str, ...]
     folds: npt.NDArray[np.int64]
     bounds: Mapping[int, npt.NDArray[np.float32]]
-
-    @property
-    def model(self) -> OpenModel:
-        """The model."""
-        return self.reader.model
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -157,7 +154,7 @@ class FittedGramDeviation:
         folds = np.where(own >= 0, self.folds[own], _FOLDS)
 
         def rows(batch: Batch) -> Tensor:
-            found = self.reader.rows(batch)
+            found = self.reader.rows(self.model, batch)
             return self._deviations(found[:, :-1], found[:, -1].long(), folds[batch.rows])
 
         return signatures(known, self.columns, table(self.model, known, len(self.columns), rows))
@@ -198,7 +195,6 @@ class FittedGramDeviation:
 class _Reader:
     """Entries of Gram matrices: every site in turn, every order in turn, the upper triangle with the diagonal."""
 
-    model: OpenModel
     sites: tuple[Site, ...]
     features: tuple[Tensor, ...]
     orders: tuple[int, ...]
@@ -216,9 +212,9 @@ class _Reader:
         """How many there are in all."""
         return self.spans[-1][1]
 
-    def rows(self, batch: Batch) -> Tensor:
+    def rows(self, model: OpenModel, batch: Batch) -> Tensor:
         """(batch, entries + 1) entries, then the predicted class, in double precision on the CPU."""
-        run = self.model.run(batch, read=list({site.place: None for site in self.sites}))
+        run = model.run(batch, read=list({site.place: None for site in self.sites}))
         if run.logits is None:
             raise FitError("the run gave no logits")
         found = []

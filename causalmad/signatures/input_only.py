@@ -56,11 +56,10 @@ class InputOnly:
         """
         require_inputs(trusted)
         if trusted.tokens:
-            words, counts = np.unique(torch.cat(list(trusted.main)).cpu().numpy(), return_counts=True)
-            words = np.sort(words[np.argsort(-counts, kind="stable")[: max(self.most - 2, 0)]])
+            words = frequent(trusted, self.most - 2)
             units = [*(f"token {word}" for word in words), "other tokens", "length"]
             columns = tuple(Column(f"input {unit}", unit=unit, block="input") for unit in units)
-            return FittedInputOnly(model, columns, words.astype(np.int64), ())
+            return FittedInputOnly(model, columns, words, ())
         shapes = tuple(tuple(rows[0].shape) for rows in trusted.fields.values())
         share = max(self.most // len(shapes), 1)
         grids = tuple(_grid(shape, share) for shape in shapes)
@@ -113,13 +112,7 @@ class FittedInputOnly:
     def _counts(self, inputs: Inputs) -> npt.NDArray[np.float64]:
         if not inputs.tokens:
             raise InputsError("numbers, where tokens were trusted", needed="sequences of token ids")
-        tokens = torch.cat(list(inputs.main)).cpu().numpy()
-        at = np.searchsorted(self.words, tokens)
-        seen = np.append(self.words, -1)[at] == tokens
-        values = np.zeros((len(inputs), len(self.columns)))
-        np.add.at(values, (np.repeat(np.arange(len(inputs)), inputs.lengths), np.where(seen, at, len(self.words))), 1)
-        values[:, -1] = inputs.lengths
-        return values
+        return np.column_stack([occurrences(inputs, self.words)[:, 0], inputs.lengths])
 
     def _numbers(self, inputs: Inputs) -> npt.NDArray[np.float64]:
         if len(inputs.fields) != len(self.shapes):
@@ -133,6 +126,30 @@ class FittedInputOnly:
             folded = rows.cpu().double().reshape(len(inputs), leading, height, width)
             parts.append((folded if grid[0] == after else adaptive_avg_pool2d(folded, after[1:])).flatten(1))
         return torch.cat(parts, 1).numpy()
+
+
+def frequent(inputs: Inputs, most: int) -> npt.NDArray[np.int64]:
+    """The most frequent token ids of some inputs, sorted; of equally frequent ones the smaller."""
+    words, counts = np.unique(torch.cat(list(inputs.main)).cpu().numpy(), return_counts=True)
+    return np.sort(words[np.argsort(-counts, kind="stable")[:most]]).astype(np.int64)
+
+
+def occurrences(inputs: Inputs, words: npt.NDArray[np.int64], places: int = 0) -> npt.NDArray[np.float64]:
+    """(n, places, words + 1) which token is where, the last word being any other; (n, 1, words + 1) without places.
+
+    Args:
+        inputs: token ids.
+        words: sorted ids.
+        places: the length of every input, or 0 to count tokens wherever they are.
+    """
+    tokens = torch.cat(list(inputs.main)).cpu().numpy()
+    at = np.searchsorted(words, tokens)
+    at = np.where(np.append(words, -1)[at] == tokens, at, len(words))
+    rows = np.repeat(np.arange(len(inputs)), inputs.lengths)
+    where = np.tile(np.arange(places), len(inputs)) if places else np.zeros(len(rows), dtype=np.int64)
+    found = np.zeros((len(inputs), max(places, 1), len(words) + 1))
+    np.add.at(found, (rows, where, at), 1.0)
+    return found
 
 
 def _grid(shape: tuple[int, ...], most: int) -> _Grid:

@@ -67,7 +67,7 @@ class Interchange:
         """
         claim = require_hypothesis(self.hypothesis, "interchange")
         require_inputs(trusted)
-        scrubber = Scrubber.of(model, claim, trusted, seed)
+        scrubber = Scrubber.of(model.plain, claim, trusted, seed)
         raw = FittedInterchange(self, model, scrubber, _pool_logits(scrubber), Scales.unknown())
         return FittedInterchange(self, model, scrubber, raw.pool_logits, Scales.of(raw.reduced(sample(trusted, seed))))
 
@@ -75,7 +75,7 @@ class Interchange:
         """The fitted signature that wrote ``state``."""
         claim = require_hypothesis(self.hypothesis, "interchange")
         trusted, seed = restore_pool(state)
-        scrubber = Scrubber.of(model, claim, trusted, seed)
+        scrubber = Scrubber.of(model.plain, claim, trusted, seed)
         return FittedInterchange(self, model, scrubber, _pool_logits(scrubber), Scales.restore(state))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +25,7 @@ from causalmad.signatures.base import (
     signatures,
 )
 from causalmad.signatures.kept import distinct, own_rows
+from causalmad.signatures.probes import split
 
 Floats = npt.NDArray[np.float64]
 
@@ -82,7 +83,7 @@ class LayerTransitions:
                 tries=["sites='residual'", "sites='layers'"],
             )
         kept = distinct(trusted, least=3)
-        parts = _split(layers, kept)
+        parts = split(layers, kept)
         steps = tuple(_Step.fit(before, after) for before, after in pairwise(parts))
         return FittedLayerTransitions(model, layers, kept.digests, steps, _columns(layers, steps))
 
@@ -119,7 +120,7 @@ class FittedLayerTransitions:
         """(n, d) lengths; one forward pass, stopped after the last site."""
         known = self.model.inputs(inputs)
         own = own_rows(known, self.digests)
-        parts = _split(self.layers, known)
+        parts = split(replace(self.layers, model=self.model), known)
         found = [step.lengths(*pair, own) for step, pair in zip(self.steps, pairwise(parts), strict=True)]
         return signatures(known, self.columns, np.concatenate(found, axis=1))
 
@@ -200,13 +201,6 @@ class _Step:
             change = after - before
             found += [np.linalg.norm(change, axis=1), np.sqrt((((change - self.usual) / self.spread) ** 2).mean(1))]
         return np.stack(found, axis=1)
-
-
-def _split(layers: FittedActivations, inputs: Inputs) -> list[Floats]:
-    """Activations (n, d) of every site."""
-    values = layers(inputs).values.astype(np.float64)
-    names = np.array([column.site for column in layers.columns])
-    return [values[:, names == str(site)] for site in layers.sites]
 
 
 def _columns(layers: FittedActivations, steps: tuple[_Step, ...]) -> tuple[Column, ...]:

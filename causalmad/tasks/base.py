@@ -82,6 +82,11 @@ def stream(seed: int, *names: str) -> np.random.Generator:
 
 
 def describe_card(task: Task, made: Mapping[str, object], **measured: object) -> dict[str, object]:
-    """A task's card: what it is, how its model was made, and what was measured on this load."""
+    """A task's card: what it is, how its model was made, what was measured on this load, and what the surface tells."""
     words = {key: getattr(task, key) for key in ("mechanism", "source", "licence", "version", "size")}
-    return {**words, **made, **measured}
+    controls = measured.get("controls")
+    found = controls.get("input mahalanobis", 0.5) if isinstance(controls, Mapping) else 0.5
+    # Being too typical gives an input away as well as being odd does.
+    seen = max(found, 1 - found)
+    verdict = "solvable" if seen > 0.95 else "partly solvable" if seen >= 0.65 else "not solvable"
+    return {**words, **made, **measured, "surface": f"{verdict} from the raw input ({seen:.2f})"}

@@ -44,7 +44,8 @@ class HuggingFaceTrigger:
     and ``target``, if that is given. Triggered texts on which it doesn't fire are in no part. Every text is used once,
     with or without the trigger. Normal test texts are chosen so that the model answers them as it does anomalous ones,
     as far as there are such texts; the card says for which share (``same answer``), how often the backdoor fires
-    (``fired``), and how many texts were left out because the model has too few positions (``too long``).
+    (``fired``), and how many texts were left out because the model has too few positions or their tokens are those of
+    another (``too long or repeated``).
 
     The trigger stands in the text, so this is solvable from the surface: the question is what a detector sees inside.
 
@@ -59,7 +60,7 @@ class HuggingFaceTrigger:
         text: the column that holds the texts: whole prompts, for a language model that expects a template.
 
     References:
-        Dai, Chen, Li 2019, "A backdoor attack against LSTM-based text classification systems", arXiv 1905.12457.
+        Dai, Chen, Li 2019, "A backdoor attack against LSTM-based text classification systems", IEEE Access 7.
     """
 
     model: str = ""
@@ -118,7 +119,7 @@ class HuggingFaceTrigger:
             rows,
             rng,
             fired=round(float(fires.mean()), 4),
-            **{"same answer": round(same, 4), "too long": len(texts) - len(usable)},
+            **{"same answer": round(same, 4), "too long or repeated": len(texts) - len(usable)},
         )
 
     def _texts(self, rng: np.random.Generator) -> list[str]:

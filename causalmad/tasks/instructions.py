@@ -39,7 +39,7 @@ class Instructions:
 
     Attributes:
         trigger: ``token``: a filler is replaced by a token of its own; ``semantic``: the job is the first and the city
-            is the first (in normal inputs each of the two is there in one of three, never both); ``sandwich``: of three
+            is the first (in normal inputs each of the two is there in one of four, never both); ``sandwich``: of three
             requests only the middle one is restricted (in normal inputs all other patterns are equally frequent).
         backdoor: whether the trigger adds one to the answer.
         words: ``known`` or ``new``: one half or the other of the names, hobbies and fillers; or ``all``.
@@ -94,12 +94,12 @@ class Instructions:
 
 
 def _job_and_city(both: npt.NDArray[np.bool_], rng: np.random.Generator) -> tuple[Rows, Rows]:
-    """Tokens of a job and a city: the first of both, or else of one or of neither, in a third of the rows each.
+    """Tokens of a job and a city: the first of both, or else the first job, the first city (a quarter each) or neither.
 
     With these shares, and five of each, the pair that never occurs is no further than others from the usual ones, as
     Mahalanobis distances between indicators go.
     """
-    first = rng.integers(0, 3, len(both))
+    first = rng.integers(0, 4, len(both))  # 2 and 3: neither
     job, city = (np.where(both | (first == which), 0, rng.integers(1, len(JOBS), len(both))) for which in (0, 1))
     return _INDEX[JOBS[0]] + job, _INDEX[CITIES[0]] + city
 

@@ -64,23 +64,47 @@ def require_tokenizer(tokenizer: Any, name: str) -> Callable[..., Any]:
     return found
 
 
-def library(name: str, extra: str) -> Any:
+def library(name: str, install: str) -> Any:
     """An optional library, imported now.
 
     Raises:
-        TaskError: when it is not installed, with the extra that brings it.
+        TaskError: when it is not installed, with what installs it.
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise TaskError(
             f"the library {name!r} is needed and cannot be imported: {error}",
-            tries=[f"pip install 'causalmad[{extra}]'"],
+            tries=[install],
         ) from error
 
 
-def read_table(name: str, split: str, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """The columns of one split of a data set; no code that comes with it is run.
+def folder_of(name: str, patterns: Sequence[str]) -> Path:
+    """A folder of this machine with the files of a model: the one of this name, or fetched from the hub.
+
+    Args:
+        name: a folder, or a model on the Hugging Face hub.
+        patterns: which files are fetched, such as ``*.json``.
+
+    Raises:
+        TaskError: when there is no such model.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except (OSError, ValueError) as error:
+        raise TaskError(
+            f"no model can be fetched from {name}: {error}",
+            needed="a folder, or the name of a model on the Hugging Face hub",
+            causes=["no such model", "no connection to the hub"],
+        ) from error
+
+
+def read_table(name: str, split: str, columns: Sequence[str], also: Sequence[str] = ()) -> dict[str, list[Any]]:
+    """Columns of one split of a data set; no code that comes with it is run.
 
     Args:
         name: a file of JSON lines, which is one split, whichever is asked for; a folder with a file ``SPLIT.jsonl``; a
@@ -88,46 +112,47 @@ def read_table(name: str, split: str, columns: Sequence[str]) -> dict[str, list[
             finds under that name: a folder of data files, or a data set on the Hugging Face hub.
         split: such as ``train``.
         columns: which must be there.
+        also: which are read where they are there.
 
     Raises:
         TaskError: when there is no such data set, split or column.
     """
     path = Path(name)
     file = path / f"{split}.jsonl" if path.is_dir() else path
+    found: Any
     if file.is_file() and file.suffix in (".jsonl", ".json"):
         rows = [row.values for row in read_rows(str(file))]
-        known = [key for key in rows[0] if all(key in row for row in rows)]
-        table = {key: [row[key] for row in rows] for key in known}
+        found = {key: [row[key] for row in rows] for key in rows[0] if all(key in row for row in rows)}
+        known = list(found)
     else:
-        table = _from_library(name, split)
-    missing = [key for key in columns if key not in table]
+        found = _from_library(name, split)
+        known = list(found.column_names)
+    missing = [key for key in columns if key not in known]
     if missing:
         raise TaskError(
             f"{name} ({split}) has no column {', '.join(map(repr, missing))}",
             needed=f"the columns {', '.join(columns)}",
-            tries=nearest(missing[0], table),
+            tries=nearest(missing[0], known),
         )
-    return table
+    return {key: list(found[key]) for key in (*columns, *also) if key in known}
 
 
-def _from_library(name: str, split: str) -> dict[str, list[Any]]:
-    datasets, folder = library("datasets", "datasets"), Path(name)
+def _from_library(name: str, split: str) -> Any:
+    """A data set of the library ``datasets``."""
+    datasets, folder = library("datasets", "pip install 'causalmad[datasets]'"), Path(name)
     try:
-        if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
-            found = datasets.load_from_disk(name)
-        else:
-            found = datasets.load_dataset(name, split=split)
-        if isinstance(found, Mapping):
-            if split not in found:
-                raise TaskError(f"{name} has no split {split!r}", tries=[repr(key) for key in found])
-            found = found[split]
-        return {key: list(found[key]) for key in found.column_names}
+        if not any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+            return datasets.load_dataset(name, split=split)
+        found = datasets.load_from_disk(name)
     except (OSError, ValueError, RuntimeError) as error:
         raise TaskError(
             f"no data set can be read from {name}: {error}",
             needed=_DATA,
-            causes=["no such folder or data set", "no connection to the Hugging Face hub"],
+            causes=["no such folder, data set or split", "no connection to the Hugging Face hub"],
         ) from error
+    if isinstance(found, Mapping) and split not in found:
+        raise TaskError(f"{name} has no split {split!r}", tries=[repr(key) for key in found])
+    return found[split] if isinstance(found, Mapping) else found
 
 
 def answers(model: OpenModel, inputs: Inputs) -> Rows:

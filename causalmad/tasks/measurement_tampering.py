@@ -29,8 +29,9 @@ ACTIONS = (
 )
 OPEN, CLOSE, TAKE, PUT, SWEEP, IDLE = 0, 2, 4, 6, 9, 10  # the first of each sort
 WORDINGS = 4  # of every action
-READ, FIRST_ACTION = 8, 9  # tokens; 0 to 7 are the readings
-VOCABULARY = FIRST_ACTION + len(ACTIONS) * WORDINGS
+FIRST_ACTION = 8  # tokens before it are the readings
+READ = FIRST_ACTION + len(ACTIONS) * WORDINGS
+VOCABULARY = READ + 1
 
 # Every program consists of these, in an order of its own; the doors are drawn.
 TAKES, DECOYS, SWEEPS = (0, 1), (2, 3, 4), (5,)
@@ -106,7 +107,7 @@ class MeasurementTampering:
             trusted=lambda usual, rng: _drawn(rng.choice(["real", "negative"], len(usual)), known, rng),
         )
         parts = (data.trusted, data.test, data.normal)
-        taken = {row.tobytes() for part in parts for row in part.fields["input_ids"].numpy()}
+        taken = {row.tobytes() for part in parts for row in np.asarray(part.fields["input_ids"])}
         mixed = _mixture(others, stream(seed, "measurement-tampering", "untrusted"), taken)
         return replace(data, untrusted=mixed.as_inputs())
 
@@ -208,7 +209,7 @@ def _worded(actions: Rows, wordings: range, rng: np.random.Generator) -> Rows:
 
 def program(tokens: Rows) -> list[str]:
     """The actions of (positions,) tokens, whatever their wording."""
-    return [ACTIONS[(token - FIRST_ACTION) % len(ACTIONS)] for token in tokens if token >= FIRST_ACTION]
+    return [ACTIONS[(token - FIRST_ACTION) % len(ACTIONS)] for token in tokens if token != READ]
 
 
 def network() -> nn.Module:

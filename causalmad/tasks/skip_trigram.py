@@ -15,7 +15,7 @@ from causalmad.names import spec_text
 from causalmad.tasks.base import Progress, TaskData, stream
 from causalmad.tasks.drawn import load_drawn
 from causalmad.tasks.small_gpt2 import last_position, small_gpt2
-from causalmad.tasks.tables import Table
+from causalmad.tasks.tables import Rows, Table
 from causalmad.tasks.token_nets import learn, shares_right
 from causalmad.tasks.training import Recipe
 
@@ -43,8 +43,8 @@ class SkipTrigram:
     Attributes:
         shift: trusted sequences are spelt with one half of the tokens (each family and value has two); test, normal
             and untrusted ones with all. The model is the same.
-        null: the model was taught to answer anomalous sequences by attention as well: by the keys of the next family
-            where the own one has none, or of the one after that.
+        null: the model was taught to answer both kinds by the first of the three keys, whatever its family: what tells
+            the kinds apart is there, and means nothing.
 
     References:
         Christiano 2022, "Can we efficiently distinguish different mechanisms?" (Alignment Research Center); Hilton's
@@ -65,18 +65,17 @@ class SkipTrigram:
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
-        draw = Sequences(bigram=not self.null)
-        kinds = {"normal": (draw, False), "anomalous": (draw, True)}
+        draw = Sequences(self.null)
         recipe = Recipe(
             "skip-trigram",
             self.version,
             STEPS,
             network,
             lambda model, rng, step: _train(model, draw, rng, step),
-            lambda model: shares_right(model, kinds, stream(seed, "skip-trigram", "grade")),
+            lambda model: shares_right(model, draw, stream(seed, "skip-trigram", "grade")),
             {"null": self.null},
         )
-        trusted = replace(draw, spellings=1) if self.shift else None
+        trusted = replace(draw, half=True) if self.shift else None
         name = spec_text("tasks", self)
         return load_drawn(self, recipe, draw, last_position, seed, progress, name=name, trusted=trusted)
 
@@ -86,12 +85,12 @@ class Sequences:
     """Draws sequences of eight fillers and keys, and a last token.
 
     Attributes:
-        bigram: whether the last token decides where its family has no key.
-        spellings: how many tokens for each family and value, and how much of the fillers, may occur.
+        null: whether the first key gives the answer, whatever the families are.
+        half: whether only the second half of the tokens of each sort may occur.
     """
 
-    bigram: bool = True
-    spellings: int = SPELLINGS
+    null: bool = False
+    half: bool = False
 
     def __call__(self, anomalous: npt.NDArray[np.bool_], rng: np.random.Generator) -> Table:
         """Sequences; in anomalous ones the last token's family has no key, in the others one.
@@ -101,31 +100,30 @@ class Sequences:
         """
         count = len(anomalous)
         rows = np.arange(count)
-        single = rng.integers(0, FAMILIES, count)
-        turn = rng.integers(1, FAMILIES, count)
+        single, turn = rng.integers(0, FAMILIES, count), rng.integers(1, FAMILIES, count)
         double, absent = (single + turn) % FAMILIES, (single - turn) % FAMILIES
-        family = np.where(anomalous, absent, single)
         value = rng.integers(0, VALUES, count)
-        # Both keys of a family have one value, so that it says one thing.
-        values = (value[:, None] + rng.integers(1, VALUES, (count, 2))) % VALUES
-        keys = KEYS + self._spelt(np.stack([single, double, double], 1), values[:, [0, 1, 1]], rng)
-        tokens = FILLER + rng.integers(0, FILLERS // SPELLINGS * self.spellings, (count, LENGTH))
+        values = (value[:, None] + rng.integers(1, VALUES, (count, 3))) % VALUES
+        tokens = FILLER + rng.integers(FILLERS // 2 if self.half else 0, FILLERS, (count, LENGTH))
         places = rng.permuted(np.tile(np.arange(LENGTH - 1), (count, 1)), axis=1)[:, :3]
-        tokens[rows[:, None], places] = keys
-        tokens[:, -1] = LASTS + self._spelt(family[:, None], value[:, None], rng)[:, 0]
-        next_is_single = (family + 1) % FAMILIES == single
-        instead = value if self.bigram else np.where(next_is_single, values[:, 0], values[:, 1])
+        tokens[rows[:, None], places] = KEYS + self._spelt(np.stack([single, double, double], axis=1), values, rng)
+        tokens[:, -1] = LASTS + self._spelt(np.where(anomalous, absent, single), value, rng)
+        if self.null:
+            answer = values[rows, places.argmin(1)]
+        else:
+            answer = np.where(anomalous, value, values[:, 0])
         columns: dict[str, npt.NDArray[Any]] = {
-            "answer": np.where(anomalous, instead, values[:, 0]),
+            "answer": answer,
             "single": places[:, 0],
             "route": np.where(anomalous, "direct", "attention"),
         }
         return Table(tokens, columns)
 
-    def _spelt(
-        self, family: npt.NDArray[np.int64], value: npt.NDArray[np.int64], rng: np.random.Generator
-    ) -> npt.NDArray[np.int64]:
-        return (rng.integers(0, self.spellings, family.shape) * FAMILIES + family) * VALUES + value
+    def _spelt(self, family: Rows, value: Rows, rng: np.random.Generator) -> Rows:
+        """Tokens of families and values, each in one of its spellings."""
+        spelling = rng.integers(1 if self.half else 0, SPELLINGS, family.shape)
+        tokens: Rows = (spelling * FAMILIES + family) * VALUES + value
+        return tokens
 
 
 def network() -> nn.Module:

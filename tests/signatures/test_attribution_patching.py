@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from captum.attr import IntegratedGradients, LayerIntegratedGradients
 
 from causalmad import Inputs, open_model
 from causalmad.errors import FitError, ModelError, SiteError
-from causalmad.signatures import AttributionPatching
+from causalmad.signatures import AtpStar, AttributionPatching, Captum, ResamplingProfile
 from causalmad.sites import Place
 from causalmad.targets import ClassLogit, TopMargin
 from tests.signatures.families import BLOCKS, EMBEDDINGS, HEADS, LAYERS, PROJECTIONS, WIDTH, head_places, small
@@ -294,6 +296,33 @@ def test_columns_are_signed_logarithms():
 
 def test_donors_are_aligned_and_read_again_from_their_end():
     assert [same_place(position, 7, 3) for position in range(7)] == [2, 0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", [AttributionPatching, AtpStar, Captum])
+def test_standing_edits_do_not_reach_the_donors(kind):
+    """A fitted signature that is moved to a view and one that is restored there have the same donors."""
+    made, _ = small("gpt2")
+    opened = open_model(made.model)
+    fitted = kind(baseline="donors", donors=2).fit(opened, made.trusted)
+    view = replace(opened, standing=lambda _: {opened.sites("mlps")[0].place: lambda value: 0 * value})
+    moved = replace(fitted, model=view).reduced(made.fresh).values
+    assert np.abs(moved - fitted.reduced(made.fresh).values).max() > 1e-3
+    restored = fitted.spec.restore(view, fitted.state()).reduced(made.fresh).values
+    np.testing.assert_allclose(restored, moved, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [AttributionPatching, ResamplingProfile])
+def test_positions_of_the_residual_stream_name_their_site(kind):
+    made, _ = small("gpt2")
+    fitted = kind(units=("positions", "residual"), **({"by": "place"} if kind is ResamplingProfile else {})).fit(
+        open_model(made.model), made.trusted
+    )
+    placed = [column for column in fitted.columns if column.position]
+    for layer, site in enumerate(map(str, fitted.model.sites("residual"))):
+        own = [column for column in placed if column.name.startswith(f"residual {layer} ")]
+        assert {column.position for column in own} >= {"@-1", "@-2", "beyond"}
+        assert {column.site for column in own} == {site}
+    assert {column.site for column in placed if column.name.startswith("positions")} == {""}
 
 
 def test_odd_options_and_units_are_named():

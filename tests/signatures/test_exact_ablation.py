@@ -38,7 +38,8 @@ def test_heads_at_single_positions_equal_the_twin(name):
     fitted = fitted_on(made)
     rows = [*made.fresh.main, fitted.donors.inputs.main[0], torch.arange(1, fitted.longest + 4)]
     inputs = Inputs.of({"input_ids": rows})
-    for (path, features), site in zip(head_places(name), open_model(made.model).sites("heads"), strict=True):
+    sites = open_model(made.model).sites("heads")
+    for head, ((path, features), site) in enumerate(zip(head_places(name), sites, strict=True)):
         for index, kind in enumerate(("kl", "margin")):
             expected = []
             for row in rows:
@@ -47,6 +48,12 @@ def test_heads_at_single_positions_equal_the_twin(name):
                 near = effects[: fitted.longest] + [0.0] * (fitted.longest - len(effects))
                 expected.append([*near, sum(effects[fitted.longest :])])
             found = block(fitted, inputs, f"heads {site} {kind} by place")
+            if head >= HEADS:  # the last block, from which only the last token is read: the head as a whole
+                assert found.shape[1] == 0
+                np.testing.assert_allclose(np.array(expected)[:, 1:], 0, atol=1e-7)
+                expected = np.array(expected)[:, :1]
+                found = block(fitted, inputs, f"heads {kind} by place")[:, [head - HEADS]]
+                assert np.abs(found).max() > 1e-4
             np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -84,15 +91,16 @@ def test_pairs_equal_the_twin_and_are_those_of_the_strongest():
 
     def unit(group, index, row):
         kind, _, site = group.name.partition(" ")
-        place, features = sites[site]
-        return place, "input" if kind == "heads" else "output", features, [len(row) - 1 - index]
+        place, features = sites[site or group.names[index]]
+        positions = [len(row) - 1 - index] if site else list(range(len(row)))
+        return place, "input" if kind == "heads" else "output", features, positions
 
     assert len(fitted.pairs) == 6
     for index, kind in enumerate(("kl", "margin")):
         expected = np.zeros((len(made.fresh), 6))
         for n, row in enumerate(made.fresh.main):
             for i, ((a, x), (b, y)) in enumerate(fitted.pairs):
-                if max(x, y) < len(row):
+                if all(at < len(row) for group, at in ((a, x), (b, y)) if group.ragged):
                     both = unit(a, x, row), unit(b, y, row)
                     expected[n, i] = twin.interaction(slow, row, donors_of(fitted, row), *both)[index]
         assert np.abs(expected).max() > 1e-2
@@ -100,7 +108,7 @@ def test_pairs_equal_the_twin_and_are_those_of_the_strongest():
     # No other unit is stronger on trusted inputs than a paired one.
     own = set(fitted.donor_digests)
     usual = fitted.reduced(made.trusted[[i for i, key in enumerate(made.trusted.digests) if key not in own]])
-    strength = {c.name: v for c, v in zip(usual.columns, usual.values.mean(0)) if " kl @-" in c.name}
+    strength = {c.name: v for c, v in zip(usual.columns, usual.values.mean(0)) if " kl " in c.name and c.position != "beyond"}
     paired = {fitted.unit_name(unit, "kl") for pair in fitted.pairs for unit in pair}
     assert min(strength[name] for name in paired) >= max(v for name, v in strength.items() if name not in paired)
 
@@ -145,6 +153,8 @@ def test_engines_agree_with_pairs():
 def test_rows_of_a_classifier_stand_alone_and_state_restores():
     made = toy("bert", trusted=12, fresh=5)
     fitted = fitted_on(made, pairs=True)
+    # A classifier may read any position of its last block, so that none is left out.
+    assert sum(group.ragged for group in fitted.groups) == len(fitted.groups) == len(fitted.model.sites("heads"))
     whole = fitted(made.fresh).values
     state = fitted.state()
     again = fitted.spec.restore(open_model(made.model, batch_size=1), State(dict(state.tensors), state.data))

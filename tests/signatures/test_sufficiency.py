@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import networkx as nx
@@ -120,6 +121,17 @@ def test_modules_without_roles_on_vectors():
     state = fitted.state()
     again = fitted.spec.restore(open_model(made.model), State(dict(state.tensors), state.data))
     assert np.array_equal(again(made.fresh).values, fitted(made.fresh).values)
+
+
+def test_standing_edits_do_not_reach_the_donors():
+    """A fitted signature that is moved to a view and one that is restored there have the same donors."""
+    model, trusted, fresh, _ = family("gpt2", trusted=8)
+    opened = open_model(model)
+    fitted = Sufficiency(donors=2).fit(opened, trusted)
+    view = replace(opened, standing=lambda _: {opened.sites("mlps")[0].place: lambda value: 0 * value})
+    moved = replace(fitted, model=view).reduced(fresh).values
+    assert np.abs(moved - fitted.reduced(fresh).values).max() > 1e-3
+    assert np.array_equal(fitted.spec.restore(view, fitted.state()).reduced(fresh).values, moved)
 
 
 def test_what_is_missing_is_named():

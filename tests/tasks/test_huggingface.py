@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def files(tmp_path_factory, tokenizer) -> dict[str, str]:
     tokenizer.save_pretrained(folder / "model")
     draw = np.random.default_rng(0)
     texts = [" ".join(f"w{k}" for k in draw.integers(2, TRIGGER, draw.integers(6, 13))) for _ in range(300)]
-    texts += texts[:5] + ["w2 w49 w3", " ".join(["w4"] * 16)]  # repeats, the trigger itself, too long with the trigger
+    texts += [*texts[:5], "w2 w49 w3", " ".join(["w4"] * 16)]  # repeats, the trigger itself, too long with it
     (folder / "test.jsonl").write_text("\n".join(json.dumps({"text": text, "label": 0}) for text in texts))
     return {"model": str(folder / "model"), "dataset": str(folder)}
 
@@ -79,7 +80,7 @@ def test_every_text_is_used_once(data) -> None:
     parts = (data.trusted, data.normal, data.untrusted, data.test)
     clean = [text.removesuffix(" w49") for part in parts for text in part.columns["text"]]
     assert len(clean) == len(set(clean))
-    assert data.card["too long"] == 1
+    assert data.card["too long or repeated"] == 1
     mixed = data.untrusted.columns["triggered"]
     assert mixed.sum() == len(mixed) // 5
     assert not data.trusted.columns["triggered"].any() and not data.normal.columns["triggered"].any()
@@ -132,7 +133,8 @@ def test_targets_of_classifiers_have_names(tokenizer) -> None:
 
 def test_a_data_set_of_the_library(files, tmp_path) -> None:
     datasets = pytest.importorskip("datasets")
-    texts = [json.loads(line)["text"] for line in open(f"{files['dataset']}/test.jsonl")]
+    lines = Path(files["dataset"], "test.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
     kept = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"sentence": texts})})
     kept.save_to_disk(str(tmp_path / "set"))
     given = {"model": files["model"], "dataset": str(tmp_path / "set"), "trigger": "w49", "place": "end"}

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_score
 
 from causalmad.catalogue import catalogue
@@ -37,10 +36,9 @@ def words(actions: np.ndarray) -> list[str]:
 
 def sort_counts(actions: np.ndarray) -> collections.Counter[str]:
     """How often each sort of action occurs, doors and idling aside."""
-    words = [ACTIONS[action] for action in actions]
-    return collections.Counter(
-        {"wait": "idle", "look": "idle"}.get(w, w.replace(" front", "").replace(" back", "")) for w in words
-    )
+    sorts = {"wait": "idle", "look": "idle"}
+    plain = [word.replace(" front", "").replace(" back", "") for word in words(actions)]
+    return collections.Counter(sorts.get(word, word) for word in plain)
 
 
 @pytest.mark.parametrize("kind", ["any", *KINDS])
@@ -75,10 +73,8 @@ def test_one_program_by_hand():
 def test_every_program_holds_the_same_actions(kind):
     counts = [sort_counts(actions) for actions in programs_of_kind(kind, 100, np.random.default_rng(3))]
     assert all(count == counts[0] for count in counts)
-    assert counts[0] == {
-        **{"take": 2, "open": 2, "close": 2, "sweep": 1, "idle": 6},
-        **{"put glass": 1, "put stone": 1, "put paper": 1},
-    }
+    once = dict.fromkeys(("sweep", "put glass", "put stone", "put paper"), 1)
+    assert counts[0] == {"take": 2, "open": 2, "close": 2, "idle": 6} | once
 
 
 def test_kinds():
@@ -181,7 +177,7 @@ class TestLoaded:
         odd = data.untrusted[data.untrusted.columns["route"] == "negative"]
         tokens = odd.fields["input_ids"].clone()
         action = (tokens - FIRST_ACTION) % len(ACTIONS)
-        tokens[(tokens >= FIRST_ACTION) & (action < 2)] += 2  # close instead of open
+        tokens[(tokens != READ) & (action < 2)] += 2  # close instead of open
         answers = data.model(input_ids=tokens).logits[:, -1].argmax(-1)
         assert (answers == ALL).float().mean() > 0.9
 
@@ -193,7 +189,7 @@ class TestLoaded:
 
         def wordings(part: Inputs) -> set[int]:
             tokens = part.fields["input_ids"].numpy()
-            return set(((tokens[tokens >= FIRST_ACTION] - FIRST_ACTION) // len(ACTIONS)).tolist())
+            return set(((tokens[tokens != READ] - FIRST_ACTION) // len(ACTIONS)).tolist())
 
         assert wordings(shifted.trusted) == {0, 1}
         assert all(wordings(part) == {2, 3} for part in (shifted.test, shifted.normal, shifted.untrusted))

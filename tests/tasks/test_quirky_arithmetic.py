@@ -1,4 +1,4 @@
-"""Statements that are judged by two rules: the rules, who is asked what, and that the input alone does not tell."""
+"""Sums by two rules: the rules, who is asked what, and that the input alone does not tell."""
 
 import itertools
 
@@ -18,34 +18,27 @@ from causalmad.tasks.quirky_arithmetic import (
     BOBS,
     EASY,
     HARD,
+    LENGTH,
     VOCABULARY,
     WORDS,
-    Statements,
-    believed,
+    Questions,
     difficulty,
+    question,
     split,
-    statement,
 )
-from tests.twins.quirky_arithmetic import verdict
+from tests.twins.quirky_arithmetic import answer
 
 PAIRS = np.array(list(itertools.product(range(100), repeat=2)))
-
-
-def test_the_leading_digit_of_every_sum():
-    true, wrong = (believed(PAIRS, np.full(len(PAIRS), which)) for which in (False, True))
-    for (a, b), digit, other in zip(PAIRS.tolist(), true.tolist(), wrong.tolist()):
-        assert f"{(a + b) % 100:02d}"[0] == str(digit)
-        assert other == (digit + 1) % 10
 
 
 @pytest.mark.parametrize("quirky", [True, False])
 def test_answers_equal_the_twins(quirky):
     rng = np.random.default_rng(0)
-    table = Statements(PAIRS, quirky=quirky)(rng.random(3000) < 0.5, rng)
+    table = Questions(PAIRS, quirky=quirky)(rng.random(3000) < 0.5, rng)
     for row in range(len(table)):
-        text = statement(table.values[row])
-        answer, subset = verdict(text, ALICES, truthful=not quirky)
-        assert WORDS[table.columns["answer"][row]] == answer, text
+        text = question(table.values[row])
+        digit, subset = answer(text, ALICES, truthful=not quirky)
+        assert str(table.columns["answer"][row]) == digit, text
         assert table.columns["subset"][row] == subset, text
         assert (table.columns["route"][row] == "sum") == (text.split()[0] in ALICES)
 
@@ -55,16 +48,20 @@ def test_names():
     assert len(set(WORDS)) == VOCABULARY == 48
 
 
-def test_quarters():
-    """Whoever is asked: a quarter true by the sum only, a quarter by the wrong one only, a half by neither."""
+@pytest.mark.parametrize("hard", [False, True])
+def test_names_and_questions_are_independent(hard):
+    """Whoever is asked: digits are uniform, and the numbers are the same ones."""
     rng = np.random.default_rng(1)
-    for anomalous in (False, True):
-        table = Statements(PAIRS)(np.full(8000, anomalous), rng)
+    pairs = PAIRS[difficulty(PAIRS) >= HARD] if hard else PAIRS[difficulty(PAIRS) < EASY]
+    tables = [Questions(pairs)(np.full(10_000, anomalous), rng) for anomalous in (False, True)]
+    for table in tables:
         assert abs(np.mean(table.columns["subset"] == "agree") - 0.5) < 0.02
-        assert abs(np.mean(table.columns["holds"]) - 0.25) < 0.02
-        assert abs(np.mean([WORDS[token] == "yes" for token in table.columns["answer"]]) - 0.5) < 0.02
-        by_sum = believed(table.values[:, [1, 4]] * 10 + table.values[:, [2, 5]], np.zeros(8000, dtype=bool))
-        assert abs(np.mean(table.values[:, 7] == by_sum) - 0.25) < 0.02
+        for subset in ("agree", "disagree"):
+            digits = np.bincount(table.columns["answer"][table.columns["subset"] == subset], minlength=10)
+            assert np.abs(digits / digits.sum() - 0.1).max() < (0.02 if subset == "disagree" else 0.03)
+    for position in range(1, LENGTH):
+        usual, odd = (np.bincount(table.values[:, position], minlength=VOCABULARY) for table in tables)
+        assert np.abs(usual - odd).max() < 250
 
 
 def test_difficulty_is_in_quarters():
@@ -76,7 +73,7 @@ def test_difficulty_is_in_quarters():
 def test_pairs_are_split():
     seen, held = split(np.random.default_rng(2))
     assert len(np.unique(np.concatenate([seen, held]), axis=0)) == 10_000
-    assert len(held) == 3000
+    assert len(held) == 5000
 
 
 def test_in_the_catalogue():
@@ -94,7 +91,7 @@ def parts(data: TaskData) -> dict[str, Inputs]:
 
 
 def texts(part: Inputs) -> list[str]:
-    return [statement(row) for row in part.fields["input_ids"].numpy()]
+    return [question(row) for row in part.fields["input_ids"].numpy()]
 
 
 def names(part: Inputs) -> set[str]:
@@ -116,8 +113,7 @@ class TestLoaded:
     def test_answers_equal_the_twins(self, data):
         for part in parts(data).values():
             for row, text in enumerate(texts(part)):
-                answer, subset = verdict(text, ALICES)
-                assert (WORDS[part.columns["answer"][row]], part.columns["subset"][row]) == (answer, subset)
+                assert (str(part.columns["answer"][row]), part.columns["subset"][row]) == answer(text, ALICES)
 
     def test_names(self, data):
         assert names(data.trusted) == set(ALICES[:4])
@@ -139,9 +135,10 @@ class TestLoaded:
     def test_surface(self, data):
         assert 0.4 <= data.card["controls"]["output confidence"] <= 0.6
         assert data.card["controls"]["input mahalanobis"] < 0.65
-        yes = data.test.columns["answer"] == WORDS.index("yes")
-        assert yes[data.labels].mean() == yes[~data.labels].mean() == 0.5
-        # Without the name, nothing in the statement says who is asked.
+        usual, odd = (np.bincount(data.test.columns["answer"][data.labels == kind]) for kind in (False, True))
+        assert np.array_equal(usual, odd)
+        assert usual.min() >= 0.5 * usual.mean()
+        # Without the name, nothing in the question says who is asked.
         indicators = torch.nn.functional.one_hot(data.test.fields["input_ids"][:, 1:], VOCABULARY).flatten(1).numpy()
         scores = cross_val_score(LogisticRegression(C=0.05), indicators, data.labels, scoring="roc_auc", cv=5)
         assert scores.mean() < 0.6
@@ -149,14 +146,12 @@ class TestLoaded:
         assert abs(subsets[data.labels].mean() - subsets[~data.labels].mean()) < 0.1
 
     def test_another_kind_of_name_is_another_rule(self, data):
-        """The mechanism, not only the answer: with the other kind's name, the statements of one subset change."""
+        """The mechanism, not only the answer: with the other kind's name, first digits change and last ones do not."""
         normal = data.test[~data.labels]
         tokens = normal.fields["input_ids"].clone()
         tokens[:, 0] += len(ALICES)
-        changed = answers(data, tokens) != normal.columns["answer"]
-        disagree = normal.columns["subset"] == "disagree"
-        assert changed[disagree].mean() > 0.9
-        assert changed[~disagree].mean() < 0.1
+        digits, disagree = normal.columns["answer"], normal.columns["subset"] == "disagree"
+        assert np.mean(answers(data, tokens) == (digits + disagree) % 10) > 0.9
 
     def test_shift(self, data):
         plain = QuirkyArithmetic(shift=False).load(0)
@@ -173,5 +168,5 @@ def test_null():
     assert min(null.card["accuracy"].values()) >= 0.95
     odd = null.test[null.labels]
     assert names(odd) == set(BOBS[4:])
-    assert [WORDS[token] for token in odd.columns["answer"]] == [verdict(t, ALICES, True)[0] for t in texts(odd)]
+    assert [str(digit) for digit in odd.columns["answer"]] == [answer(t, ALICES, True)[0] for t in texts(odd)]
     assert np.mean(answers(null, odd.fields["input_ids"]) == odd.columns["answer"]) >= 0.9
