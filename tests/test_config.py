@@ -13,6 +13,7 @@ from causalmad import targets
 from causalmad.catalogue import Entry
 from causalmad.config import describe, from_config, parse_spec, split_outside, split_spec, to_config
 from causalmad.errors import SpecError
+from causalmad.signatures import Conditional, Shares
 from causalmad.targets import Target
 
 
@@ -139,6 +140,7 @@ def test_functions_are_never_written_down() -> None:
 
 def test_descriptions_tell_what_differs() -> None:
     assert describe(Everything(count=3)) == {"count": 3} and describe(Everything()) == {} and describe(3) == {}
+    assert describe(Conditional()) == {} and describe(Shares(of="all")) == {"of": "all"}
 
 
 def test_splitting() -> None:

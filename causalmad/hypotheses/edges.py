@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from causalmad.errors import HypothesisError
+from causalmad.hypotheses.bench import Bench
 from causalmad.hypotheses.computation import Computation, Part, plain, weights
 from causalmad.hypotheses.donors import Donors, align
 from causalmad.inputs import Batch, Inputs
@@ -47,13 +48,14 @@ class EdgePatcher:
         """Ready to run: the donors' values are computed once.
 
         Raises:
-            HypothesisError: for a model whose edges are not known, and inputs that are no tokens.
+            HypothesisError: for a model whose edges are not known, inputs that are no tokens, and donors of several
+                lengths where the model takes no attention mask.
         """
         opened = model if isinstance(model, OpenModel) else open_model(model)
         computation = Computation.of(opened)
         if not donors.inputs.tokens:
             raise HypothesisError("edges of inputs that are no token sequences", needed="token inputs")
-        batch = next(iter(opened.batches(donors.inputs, size=len(donors.inputs))))
+        batch = Bench.of(opened, donors.inputs).pool
         with _plain_tensors(), opened.quiet():
             values = replace(computation, model=opened.plain).capture(batch, check=True)
             return cls(computation, donors, batch, values, computation.senders_of(values))

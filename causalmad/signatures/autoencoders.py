@@ -164,6 +164,11 @@ def _configured(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where:
         k = int(config.get("k") or (config.get("activation_fn_kwargs") or {}).get("k") or 0)
         if k < 1:
             raise FitError(f"the configuration of {where!r} does not say how many latents are kept", needed="k")
+    if config.get("rescale_acts_by_decoder_norm"):
+        raise FitError(
+            f"{where!r} weighs its latents by the lengths of their decoder directions (rescale_acts_by_decoder_norm)",
+            needed="an autoencoder whose largest latents are kept as they are",
+        )
     if kind == "jumprelu" and "threshold" not in tensors:
         raise FitError(f"{where!r} is a jumprelu autoencoder without thresholds", needed="an array 'threshold'")
     return _made(tensors, k, subtract=bool(config.get("apply_b_dec_to_input", True)), where=where)

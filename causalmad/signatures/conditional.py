@@ -63,9 +63,11 @@ class Conditional:
 
     The penalty of every column, out of a fixed grid, has the smallest leave-one-out error among those that use up at
     most half of the trusted inputs as degrees of freedom, so that a condition with as many columns as there are trusted
-    inputs does no harm. A trusted input on which the regression stands would look
-    less surprising than a new one: its residual is that of the regression fitted without it (exact for ridge
-    regression: the residual over one minus its leverage), and so are the residuals whose deviation is taken.
+    inputs does no harm. A trusted input on which the regression stands would look less surprising than a new one: its
+    residual is that of the regression fitted without it (exact for ridge regression: the residual over one minus its
+    leverage), and so are the residuals whose deviation is taken.
+
+    Memory: while fitting on ``logits``, (trusted inputs, classes) in double precision.
 
     Raises:
         FitError: on an unknown condition.
@@ -275,21 +277,22 @@ class _Condition:
             return known
         if self.on == "margin":
             return table(model, inputs, 2, lambda batch: confidence(model.logits(batch))[:, 2:])
-        logs = _log_probabilities(model, inputs)
-        reduced: Floats = (logs - self.mean) @ self.basis.T if len(self.mean) else logs
-        return reduced
+        if not len(self.mean):
+            return _log_probabilities(model, inputs)
+        mean, basis = torch.from_numpy(self.mean), torch.from_numpy(self.basis)
+        # Batch by batch: all log-probabilities of a large vocabulary would be too much to hold.
+        return table(model, inputs, len(basis), lambda batch: (_centred(model, batch).cpu() - mean) @ basis.T)
 
 
 def _log_probabilities(model: OpenModel, inputs: Inputs) -> Floats:
     """(n, classes) log-probabilities, centred over the classes."""
     (first,) = model.batches(inputs[:1])
-    width = model.logits(first).shape[1]
+    return table(model, inputs, model.logits(first).shape[1], lambda batch: _centred(model, batch))
 
-    def rows(batch: Batch) -> Tensor:
-        logs = log_softmax(model.logits(batch).double(), -1)
-        return logs - logs.mean(-1, keepdim=True)
 
-    return table(model, inputs, width, rows)
+def _centred(model: OpenModel, batch: Batch) -> Tensor:
+    logs = log_softmax(model.logits(batch).double(), -1)
+    return logs - logs.mean(-1, keepdim=True)
 
 
 def _values(signature: FittedSignature, inputs: Inputs) -> Floats:

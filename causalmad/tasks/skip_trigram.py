@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from causalmad.hypotheses import OUTPUT, Hypothesis
 from causalmad.names import spec_text
 from causalmad.tasks.base import Progress, TaskData, stream
 from causalmad.tasks.drawn import load_drawn
@@ -63,6 +65,14 @@ class SkipTrigram:
     version: ClassVar[str] = "1"
     size: ClassVar[str] = "1200 trusted, 450 + 450 test, 1000 normal, 500 untrusted; 1 layer, 4 heads, width 48, no MLP"
 
+    def hypothesis(self) -> Hypothesis:
+        """The truth about trusted inputs: what attention brings to the last position decides the answer."""
+        graph = nx.DiGraph(name="attention brings the value of the single key")
+        graph.add_node("key", at="transformer.h.0.attn@-1", value=value_of_single)
+        graph.add_node(OUTPUT, mechanism=answer_it)
+        graph.add_edge("key", OUTPUT)
+        return Hypothesis(graph)
+
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
         draw = Sequences(self.null)
@@ -77,7 +87,20 @@ class SkipTrigram:
         )
         trusted = replace(draw, half=True) if self.shift else None
         name = spec_text("tasks", self)
-        return load_drawn(self, recipe, draw, last_position, seed, progress, name=name, trusted=trusted)
+        claim = None if self.null else self.hypothesis()
+        return load_drawn(
+            self, recipe, draw, last_position, seed, progress, name=name, trusted=trusted, hypothesis=claim
+        )
+
+
+def value_of_single(row: Mapping[str, Any]) -> int:
+    """The value of the key that is alone in its family."""
+    return (int(row["input_ids"][int(row["single"])]) - KEYS) % VALUES
+
+
+def answer_it(key: int) -> int:
+    """The class of the output: the value."""
+    return key
 
 
 @dataclass(frozen=True)

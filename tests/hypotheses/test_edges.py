@@ -125,3 +125,17 @@ def test_names(model_of):
         llama.sender("a1.h4")
     with pytest.raises(HypothesisError, match=r"a1\.g1<k>"):
         llama.receiver("a1.g2<k>")
+
+
+def test_donors_that_cannot_share_a_run_are_refused(model_of):
+    model = model_of("gpt2")
+
+    class Bare(type(model)):
+        def forward(self, input_ids):
+            return super().forward(input_ids=input_ids)
+
+    bare = Bare(model.config)
+    rows = [torch.arange(1, 2 + size) for size in range(1, 5)]
+    with pytest.raises(HypothesisError, match="takes no attention_mask"):
+        EdgePatcher.of(bare, Donors.draw(Inputs.of({"input_ids": rows}), 3, 0))
+    EdgePatcher.of(bare, Donors.draw(Inputs.of({"input_ids": [row[:2] + i for i, row in enumerate(rows)]}), 3, 0))

@@ -11,7 +11,7 @@ import torch
 import causalmad as cm
 from causalmad import open_model
 from causalmad.errors import FitError, HypothesisError
-from causalmad.signatures import CausalScrubbing
+from causalmad.signatures import CausalScrubbing, Interchange
 from causalmad.signatures.base import State
 from causalmad.testing.toys import toy
 from tests.hypotheses.claimed import FAMILIES, choices, claimed, data_of, family
@@ -91,6 +91,18 @@ def test_the_input_itself_unchanged_is_no_effect():
     fitted = CausalScrubbing(made.hypothesis, draws=4).fit(open_model(made.model), cm.Inputs.of(rows))
     values = fitted.reduced(replace(made.fresh[:1], blocks={})).values
     assert not values.any()
+
+
+@pytest.mark.parametrize("kind", [CausalScrubbing, Interchange])
+def test_standing_edits_do_not_reach_the_donors(kind):
+    """A fitted signature that is moved to a view and one that is restored there have the same donors."""
+    made = toy("mlp", 20, 5)
+    opened = open_model(made.model)
+    fitted = kind(made.hypothesis).fit(opened, made.trusted)
+    view = replace(opened, standing=lambda _: {opened.sites("1")[0].place: lambda value: 0 * value})
+    moved = replace(fitted, model=view).reduced(made.fresh).values
+    assert np.abs(moved - fitted.reduced(made.fresh).values).max() > 1e-3
+    assert np.array_equal(fitted.spec.restore(view, fitted.state()).reduced(made.fresh).values, moved)
 
 
 def test_what_is_missing_is_named():

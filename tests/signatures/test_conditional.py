@@ -79,7 +79,11 @@ def test_a_wide_vocabulary_is_reduced(monkeypatch):
     made = toy("gpt2", trusted=24, fresh=5)
     model = open_model(made.model)
     fitted = Conditional(Activations(), "logits").fit(model, made.trusted)
-    assert fitted.condition(model, made.fresh, ()).shape == (5, 5) and len(fitted.ridge.weights) == 5
+    reduced = fitted.condition(model, made.fresh, ())
+    assert reduced.shape == (5, 5) and len(fitted.ridge.weights) == 5
+    logits = np.stack([np.asarray(model.logits(batch))[0] for batch in model.batches(made.fresh, 1)]).astype(float)
+    centred = logits - logits.mean(1, keepdims=True)  # of log-probabilities and of logits alike
+    np.testing.assert_allclose(reduced, (centred - fitted.condition.mean) @ fitted.condition.basis.T, atol=1e-5)
 
 
 def test_donors_are_not_regressed_on():

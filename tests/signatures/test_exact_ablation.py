@@ -108,7 +108,9 @@ def test_pairs_equal_the_twin_and_are_those_of_the_strongest():
     # No other unit is stronger on trusted inputs than a paired one.
     own = set(fitted.donor_digests)
     usual = fitted.reduced(made.trusted[[i for i, key in enumerate(made.trusted.digests) if key not in own]])
-    strength = {c.name: v for c, v in zip(usual.columns, usual.values.mean(0)) if " kl " in c.name and c.position != "beyond"}
+    strength = {
+        c.name: v for c, v in zip(usual.columns, usual.values.mean(0)) if " kl " in c.name and c.position != "beyond"
+    }
     paired = {fitted.unit_name(unit, "kl") for pair in fitted.pairs for unit in pair}
     assert min(strength[name] for name in paired) >= max(v for name, v in strength.items() if name not in paired)
 

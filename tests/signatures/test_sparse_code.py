@@ -77,6 +77,7 @@ def test_a_folder_of_sae_lens(tmp_path, config, k, threshold):
     [
         ({"architecture": "gated"}, "gated"),
         ({"architecture": "standard", "normalize_activations": "layer_norm"}, "layer_norm"),
+        ({"architecture": "topk", "k": 2, "rescale_acts_by_decoder_norm": True}, "lengths of their decoder"),
         ({"architecture": "topk"}, "how many"),
         ({"architecture": "jumprelu"}, "thresholds"),
     ],
