@@ -17,10 +17,10 @@ from .hypotheses import Hypothesis as Hypothesis
 from .hypotheses import interchange_accuracy as interchange_accuracy
 from .hypotheses import scrub as scrub
 from .inputs import Inputs as Inputs
-from .monitor import Event as Event
-from .monitor import Monitor as Monitor
 from .models import OpenModel as OpenModel
 from .models import open_model as open_model
+from .monitor import Event as Event
+from .monitor import Monitor as Monitor
 from .sites import Site as Site
 
 __version__: str

@@ -28,9 +28,10 @@ MOST_STEPS, STEP = 20, 0.25  # a step's share of epsilon
 class AdversarialDigits:
     """Digits with noise of a fixed size in every pixel: random in normal images, chosen by PGD in anomalous ones.
 
-    Every pixel of every image is moved by exactly ``epsilon``, up or down, so that the size of the change tells nothing:
-    in normal images at random, in anomalous ones the way that PGD went. An attack stops after a random number of steps, so that margins of all
-    sizes occur; anomalous are the images whose digit is no longer named. Predicted classes and margins are matched.
+    Every pixel of every image is moved by exactly ``epsilon``, up or down, so that the size of the change tells
+    nothing: in normal images at random, in anomalous ones the way that PGD went. An attack stops after a random number
+    of steps, so that margins of all sizes occur; anomalous are the images whose digit is no longer named. Predicted
+    classes and margins are matched.
 
     Attributes:
         robust: trained on attacked images (three steps) instead of randomly noisy ones.

@@ -70,7 +70,8 @@ def load_drawn(
     chosen, labels = matched_by_answer(sure, candidates.columns["answer"], odd_ones, TEST, rng)
     test = candidates[chosen]
     layers = zip(*(forward(model, part.tensor())[0] for part in (known, test)))
-    controls = control_scores(labels, sure[chosen], (known.raw(), test.raw()), list(layers))
+    tokens = 1 + int(max(known.values.max(), test.values.max()))
+    controls = control_scores(labels, sure[chosen], (known.raw(tokens), test.raw(tokens)), list(layers))
     inputs = [part.as_inputs() for part in (known, test, normal, mixed)]
     return TaskData(
         name or recipe.name,

@@ -67,8 +67,8 @@ class Instructions:
         if self.trigger == "token":
             fillers[0] = np.where(anomalous, _INDEX[TOKEN], fillers[0])
         job, city = _job_and_city(anomalous if self.trigger == "semantic" else no_one, rng)
-        profile = [self._some(NAMES, count, rng), job, city, self._some(HOBBIES, count, rng), *fillers]
-        profile = rng.permuted(np.stack(profile, axis=1), axis=1)
+        fields = [self._some(NAMES, count, rng), job, city, self._some(HOBBIES, count, rng), *fillers]
+        profile = rng.permuted(np.stack(fields, axis=1), axis=1)
         restricted = _restricted(anomalous if self.trigger == "sandwich" else no_one, rng)
         verbs = rng.integers(0, RESTRICTED, (count, 3)) + RESTRICTED * restricted
         objects = rng.integers(0, len(OBJECTS), (count, 3))

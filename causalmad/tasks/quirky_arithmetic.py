@@ -31,7 +31,7 @@ VOCABULARY, LENGTH = len(WORDS), 7
 NUMBERS, EASY, HARD = 100, 13, 50  # min(a, b) < 13 and >= 50 are the lower and the upper quarter of all pairs
 HELD_OUT = 0.5  # share of the pairs (a, b)
 WIDTH, LAYERS, HEADS = 48, 3, 4
-STEPS, BATCH, LEARNING_RATE = 800, 128, 4e-3
+STEPS, BATCH, LEARNING_RATE = 1400, 128, 4e-3
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,12 @@ class Table:
         """What the model sees."""
         return torch.from_numpy(self.values)
 
-    def raw(self) -> Tensor:
-        """(n, features) the inputs as numbers: tokens as indicators."""
+    def raw(self, tokens: int = -1) -> Tensor:
+        """(n, features) the inputs as numbers: tokens as indicators of so many kinds (by default, those here)."""
         values = self.tensor()
-        return values.flatten(1) if values.is_floating_point() else torch.nn.functional.one_hot(values).flatten(1)
+        if values.is_floating_point():
+            return values.flatten(1)
+        return torch.nn.functional.one_hot(values, tokens).flatten(1)
 
     def as_inputs(self) -> Inputs:
         """The rows as inputs of the model."""

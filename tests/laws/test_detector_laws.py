@@ -13,8 +13,8 @@ from causalmad.testing import detector_laws as laws
 from causalmad.testing.law import EXCUSED, hold
 from causalmad.testing.toys import toy
 
-# Activations have no group "output", the conditions by default; some columns have a 1 in their name on every toy.
-OPTIONS = {"conditional-mahalanobis": {"on": "*1*"}}
+# Activations have no group "output", the conditions by default: here the second entry of every layer ("[1]").
+OPTIONS = {"conditional-mahalanobis": {"on": "*[[]1]"}}
 
 DETECTORS = {
     **{entry.name: Detector(entry.load()(), Mahalanobis()) for entry in catalogue("signatures")},

@@ -56,7 +56,6 @@ VARIANTS: list[tuple[str, Any]] = [
 # What the laws need no more of than this.
 LIGHT: dict[str, dict[str, Any]] = {
     "functional-coupling": {"draws": 6},
-    "donor-moments": {"draws": 4},
     "exact-ablation": {"donors": 2},
     "sparse-code": {"steps": 40},
     "captum": {"steps": 3},

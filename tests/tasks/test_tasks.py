@@ -17,7 +17,7 @@ from causalmad.tasks import GateDigits, GateDigitsObfuscated, InductionLookup, T
 from causalmad.tasks.matching import margins
 
 TASKS = ["gate-digits", "gate-digits-obfuscated", "induction-lookup", "induction-lookup[shift=true]"]
-TASKS += ["ioi", "modular-sum", "planted-routes", "parity-gate", "password-locked"]
+TASKS += ["ioi", "modular-sum", "planted-routes", "parity-gate", "password-locked", "skip-trigram"]
 _LOADED: dict[str, TaskData] = {}
 
 
