@@ -3,9 +3,10 @@
 Fits and scores every reference beside its equivalent in scikit-learn, on the same rows, at 10^4 to 10^6 rows of 64 and
 768 columns. Measurements are interleaved (each round runs all of them once), each in a forked child of one process that
 holds the rows: its time, and its peak memory beyond what it had at the start. The estimators of scikit-learn that are
-references as they are have their own figure only. What would take more than 20 GiB or an hour is listed as not run.
+references as they are have their own figure only. What would need more than 20 GiB or ``--minutes`` is not run, and
+listed as such.
 
-    OMP_NUM_THREADS=1 python benchmarks/references.py [--quick] [--rounds 3]
+    OMP_NUM_THREADS=1 python benchmarks/references.py [--quick] [--rounds 3] [--minutes 60]
 
 Writes ``benchmarks/references.json`` and ``docs/reference/references-speed.md``; ``--quick`` writes
 ``references-quick`` files in the folder that ``--out`` names, and nothing else.
@@ -48,7 +49,7 @@ RESULTS = HERE / "references.json"
 PAGE = HERE.parent / "docs" / "reference" / "references-speed.md"
 SIZES, COLUMNS, NEW = (10**4, 10**5, 10**6), (64, 768), 10**4
 QUICK = (500, 2000), (16, 64), 200
-MOST_GIB, MOST_S = 20.0, 3600.0
+MOST_GIB = 20.0
 FLOPS = 1e10  # a second of one core, for estimates of what is not run
 
 Fit = Callable[[np.ndarray], Any]
@@ -76,13 +77,13 @@ class Case:
     copies: float = 1.0
     work: Callable[[int, int, int], float] = lambda n, d, m: 2.0 * n * d * d
 
-    def refused(self, n: int, d: int, m: int) -> str:
-        """Why it is not run; empty where it is."""
+    def refused(self, n: int, d: int, m: int, most: float) -> str:
+        """Why it is not run; empty where it is. ``most``: seconds that a fit may take."""
         gib = 8 * (n * d * (1 + self.copies) + 6 * d * d + m * d) / 2**30
-        hours = self.work(n, d, m) / FLOPS / 3600
+        seconds = self.work(n, d, m) / FLOPS
         if gib > MOST_GIB:
             return f"not run: needs {gib:.0f} GiB"
-        return f"not run: needs about {hours:.1f} h" if hours > MOST_S / 3600 else ""
+        return f"not run: needs about {seconds / 60:.0f} min" if seconds > most else ""
 
 
 def products(X: np.ndarray) -> np.ndarray:
@@ -201,7 +202,7 @@ def status(name: str) -> float:
     return float("nan")
 
 
-def measured(case: Case, X: np.ndarray, new: np.ndarray) -> dict[str, Any]:
+def measured(case: Case, X: np.ndarray, new: np.ndarray, most: float) -> dict[str, Any]:
     """Seconds and GiB of one fit and one scoring, in a child of its own."""
     read, write = os.pipe()
     child = os.fork()
@@ -222,12 +223,12 @@ def measured(case: Case, X: np.ndarray, new: np.ndarray) -> dict[str, Any]:
         os._exit(0)
     os.close(write)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
-    signal.alarm(int(MOST_S))
+    signal.alarm(int(most))
     with os.fdopen(read, "rb") as pipe:
         answer = pipe.read()
     signal.alarm(0)
     os.waitpid(child, 0)
-    return json.loads(answer) if answer else {"refused": f"stopped: more than {MOST_S / 3600:.0f} h, or out of memory"}
+    return json.loads(answer) if answer else {"refused": f"stopped: more than {most / 60:.0f} min, or out of memory"}
 
 
 def table(n: int, d: int, seed: int) -> np.ndarray:
@@ -241,7 +242,9 @@ def table(n: int, d: int, seed: int) -> np.ndarray:
     return X
 
 
-def run(sizes: tuple[int, ...], columns: tuple[int, ...], new_rows: int, rounds: int) -> list[dict[str, Any]]:
+def run(
+    sizes: tuple[int, ...], columns: tuple[int, ...], new_rows: int, rounds: int, most: float
+) -> list[dict[str, Any]]:
     """All measurements."""
     warm = table(300, 24, 1)
     for case in cases():  # imports, once and in the parent
@@ -258,9 +261,9 @@ def run(sizes: tuple[int, ...], columns: tuple[int, ...], new_rows: int, rounds:
                     kept = found.setdefault(
                         key, {"row": case.row, "side": case.side, "n": n, "d": d, "new": new_rows, "runs": []}
                     )
-                    reason = case.refused(n, d, new_rows) or kept.get("refused", "")
+                    reason = case.refused(n, d, new_rows, most) or kept.get("refused", "")
                     if not reason:
-                        one = measured(case, X, new)
+                        one = measured(case, X, new, most)
                         reason = one.get("refused", "")
                         if not reason:
                             kept["runs"].append(one)
@@ -342,16 +345,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rows, into --out")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the quick files")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=60.0, help="what takes longer is listed as not run")
     given = parser.parse_args()
     sizes, columns, new_rows = QUICK if given.quick else (SIZES, COLUMNS, NEW)
     setting = {
         "rounds": given.rounds,
         "new": new_rows,
+        "minutes": given.minutes,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         "processor": processor(),
         "versions": versions(),
     }
-    data = {"setting": setting, "measurements": run(sizes, columns, new_rows, given.rounds)}
+    data = {"setting": setting, "measurements": run(sizes, columns, new_rows, given.rounds, 60 * given.minutes)}
     results, text = (
         (given.out / "references-quick.json", given.out / "references-quick.md") if given.quick else (RESULTS, PAGE)
     )

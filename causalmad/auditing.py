@@ -120,7 +120,7 @@ def tail_p_values(scores: Floats) -> Floats:
     centre = float(np.median(scores))
     above = scores[scores > centre] - centre
     typical = float(np.median(above)) if len(above) else 1.0
-    ranks = (scores[None, :] >= scores[:, None]).mean(axis=1)
+    ranks = 1 - np.searchsorted(np.sort(scores), scores, side="left") / max(len(scores), 1)
     excess = np.maximum(scores - centre, 0.0) / typical
     p: Floats = np.where(scores > centre, np.exp2(-1 - excess), np.maximum(ranks, 0.5))
     return p

@@ -41,7 +41,8 @@ class Detector:
         signature: how an output came about, as one row of numbers per input.
         reference: what is normal: a part of ``causalmad.references``, or any scikit-learn outlier estimator with
             ``score_samples``.
-        calibrator: from scores to p-values.
+        calibrator: from scores to p-values: a part of ``causalmad.calibration`` (``Conformal``, ``Mondrian``,
+            ``CalibrationConditional``, ``Weighted``, ``CrossConformal``).
         calibration_share: share of the trusted inputs that is held out from signature and reference for calibration; by
             default a third, and up to a half while that third would be fewer than 100 (alpha = 0.01 takes 99). With a
             cross-conformal calibrator it is held out from the signature alone, and by default two thirds.
@@ -79,7 +80,7 @@ class Detector:
         Args:
             model: whatever :func:`causalmad.open_model` takes.
             trusted: inputs on which the model's behaviour is normal by assumption; whatever :meth:`Inputs.of` takes.
-            untrusted: unlabelled inputs, for references that compare with them.
+            untrusted: unlabelled inputs, for references that compare with them and calibrators that weigh by them.
             seed: decides the split, the donors and whatever else is drawn.
 
         Raises:

@@ -71,10 +71,12 @@ class Mondrian:
         labels = as_covariate(covariates, self.by, len(values), number=self.bins is not None)
         edges = np.empty(0)
         if self.bins is not None:
-            edges = np.unique(np.quantile(labels, np.arange(1, self.bins) / self.bins))
+            # Borders are values that occur, above the smallest: no bin is empty, however many are tied.
+            edges = np.unique(np.quantile(labels, np.arange(1, self.bins) / self.bins, method="higher"))
+            edges = edges[edges > labels.min()]
             labels = np.searchsorted(edges, labels, side="right")
         found = {_key(one): self.calibrator.fit(values[labels == one]) for one in np.unique(labels)}
-        return FittedMondrian(self.by, edges, found)
+        return FittedMondrian(self.by, edges, found, self.bins is not None)
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> FittedMondrian:
         """The fit that ``state`` was taken from.
@@ -95,7 +97,7 @@ class Mondrian:
         broken = not np.isfinite(edges).all() or (np.diff(edges) <= 0).any() or (self.bins is None and len(edges))
         if not parts or edges.ndim != 1 or broken:
             raise StoreError(f"the state of {self} is broken", needed="strata, and rising edges of bins")
-        return FittedMondrian(self.by, edges, parts)
+        return FittedMondrian(self.by, edges, parts, self.bins is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,11 +108,13 @@ class FittedMondrian:
         by: name of the covariate.
         edges: (bins - 1,) rising borders of the bins; a value on a border is in the upper bin. Empty without bins.
         strata: stratum -> its fitted calibrator.
+        binned: whether the strata are bins; a constant has one bin and no border.
     """
 
     by: str
     edges: Array
     strata: Mapping[str, Any]
+    binned: bool = False
 
     @property
     def smallest(self) -> float:
@@ -129,9 +133,9 @@ class FittedMondrian:
         if unknown:
             count = sum(key in unknown for key in keys)
             raise CalibrationError(
-                f"{count} of {len(keys)} inputs are of {self.by} {', '.join(unknown[:5])}, "
+                f"{count} of {len(keys)} inputs are of {self.by} {', '.join(map(self._said, unknown[:5]))}, "
                 "of which there are no calibration inputs",
-                needed=f"one of {', '.join(list(self.strata)[:10])}",
+                needed=f"one of {', '.join(map(self._said, list(self.strata)[:10]))}",
                 causes=["the model predicts a class that it predicts for no trusted input"] * (self.by == "class"),
                 tries=["trusted inputs of this kind", "calibrator=Conformal(), which compares with all of them"],
             )
@@ -144,8 +148,8 @@ class FittedMondrian:
 
     def strata_of(self, covariates: Mapping[str, npt.ArrayLike], count: int) -> list[str]:
         """The stratum of every input."""
-        labels = as_covariate(covariates, self.by, count, number=len(self.edges) > 0)
-        if len(self.edges):
+        labels = as_covariate(covariates, self.by, count, number=self.binned)
+        if self.binned:
             labels = np.searchsorted(self.edges, labels, side="right")
         return [_key(one) for one in labels]
 
@@ -161,7 +165,7 @@ class FittedMondrian:
             try:
                 one.require(alpha)
             except CausalmadError as error:
-                small.append(f"{key} (p at least {one.smallest:.2g})")
+                small.append(f"{self._said(key)} (p at least {one.smallest:.2g})")
                 first = first or error
         if first is not None:
             raise CalibrationError(
@@ -171,10 +175,19 @@ class FittedMondrian:
                 tries=[*first.tries[:2], "fewer strata: bins=..., or calibrator=Conformal()"],
             )
 
+    def _said(self, key: str) -> str:
+        """A stratum in words: of a bin, its borders."""
+        if not self.binned:
+            return key
+        ends = [-np.inf, *self.edges, np.inf]
+        low, high = ends[int(key)], ends[int(key) + 1]
+        return f"below {high:g}" if low == -np.inf else f"{low:g} or more" if high == np.inf else f"{low:g} to {high:g}"
+
     def conditional(self, delta: float) -> FittedMondrian:
         """P-values that are valid given the calibration inputs, in all strata at once with probability 1 - delta."""
         share = delta / len(self.strata)
-        return FittedMondrian(self.by, self.edges, {key: one.conditional(share) for key, one in self.strata.items()})
+        parts = {key: one.conditional(share) for key, one in self.strata.items()}
+        return FittedMondrian(self.by, self.edges, parts, self.binned)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Arrays that `Mondrian.restore` takes."""

@@ -63,8 +63,9 @@ def adjusted(p_values: npt.ArrayLike, method: str = "bh") -> Array:
     from scipy.stats import false_discovery_control
 
     if method == "storey":
-        normal = min((1 + int((p > _LAMBDA).sum())) / (len(p) * (1 - _LAMBDA)), 1.0)
-        found: Array = np.where(p > _LAMBDA, 1.0, normal * false_discovery_control(p, method="bh"))
+        # Above 1 as well: cut off at 1, the estimate would no longer make up for the times when it is too small.
+        normal = (1 + int((p > _LAMBDA).sum())) / (len(p) * (1 - _LAMBDA))
+        found: Array = np.where(p > _LAMBDA, 1.0, np.minimum(1.0, normal * false_discovery_control(p, method="bh")))
         return found
     found = false_discovery_control(p, method=method)
     return found

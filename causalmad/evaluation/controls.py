@@ -18,6 +18,7 @@ from causalmad.evaluation.metrics import auroc
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
 from causalmad.references import Mahalanobis
+from causalmad.references.base import anomaly_scores
 from causalmad.references.estimators import fit_reference
 from causalmad.signatures import Activations
 from causalmad.signatures.input_only import frequent, occurrences
@@ -139,7 +140,7 @@ def _flat(inputs: Inputs) -> Floats:
 
 
 def _distance(reference: Mahalanobis, trusted: Floats, test: Floats) -> Floats:
-    scores: Floats = -fit_reference(reference, trusted).score_samples(test)
+    scores: Floats = anomaly_scores(fit_reference(reference, trusted).score_samples, test)
     return scores
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.calibration.conformal import Conformal
 from causalmad.calibration.interval import beta_binomial_interval
 from causalmad.config import parse_spec
 from causalmad.detector import Detector, FittedDetector, versions
@@ -149,7 +150,9 @@ def _false_alarms(
         try:
             fitted.calibrator.require(alpha)
             shares[text] = float((p_values <= alpha).mean())
-            intervals[text] = beta_binomial_interval(held_out, len(p_values), alpha, 0.99)
+            # Known for plain conformal p-values alone: the others promise more, less or something else.
+            plain = isinstance(fitted.spec.calibrator, Conformal)
+            intervals[text] = beta_binomial_interval(held_out, len(p_values), alpha, 0.99) if plain else None
         except CalibrationError as error:
             shares[text] = intervals[text] = None
             notes.append(error.what)

@@ -26,7 +26,8 @@ class SeedResult:
         tpr_at_fpr: share of normal test inputs, as text -> share of anomalies found at that threshold.
         fpr_at_alpha: alpha, as text -> share of fresh normal inputs flagged; None where alpha is out of reach.
         fpr_interval99: alpha -> interval that holds this share for 99 % of calibration and test sets of these sizes,
-            when normal inputs are exchangeable with trusted ones; None where alpha is out of reach.
+            when normal inputs are exchangeable with trusted ones; None where alpha is out of reach, or the
+            calibrator is not the plain conformal one, of which alone it is known.
         fit_seconds: wall time of the fit.
         score_seconds: wall time of scoring the test inputs.
         sizes: how many inputs there were: ``trusted``, ``calibration``, ``test``, ``normal``.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from causalmad.errors import FitError, InputsError, SpecError, StoreError, nearest
-from causalmad.references.base import FittedReference, Reference, as_rows
+from causalmad.references.base import FittedReference, Reference, anomaly_scores, as_rows
 from causalmad.references.chunks import folds
 from causalmad.references.estimators import fit_reference
 from causalmad.references.mahalanobis import Mahalanobis
@@ -47,6 +48,8 @@ class PerSite:
     Args:
         reference: fitted on each site: a part of this library, or a scikit-learn outlier estimator.
         combine: "mean", "max", "cauchy", "harmonic", "fisher" or "stouffer".
+        each: what is fitted by itself: every "site", or every "part" of a `Concat` with all of its sites together (the
+            text of a group before its first ": "; without one, a site is a part).
 
     References:
         Liu, Xie 2020, J. American Statistical Association 115 (Cauchy). Wilson 2019, PNAS 116 (harmonic mean). Fisher
@@ -55,14 +58,20 @@ class PerSite:
 
     reference: Reference = field(default_factory=Mahalanobis)
     combine: str = "mean"
+    each: Literal["site", "part"] = "site"
 
     def __post_init__(self) -> None:
+        if self.each not in ("site", "part"):
+            raise SpecError(f"each={self.each!r}", needed="'site' or 'part'")
         if self.combine not in COMBINATIONS:
             raise SpecError(
                 f"combine={self.combine!r} is unknown",
                 needed=", ".join(COMBINATIONS),
                 tries=[f"combine={name!r}" for name in nearest(str(self.combine), COMBINATIONS)],
             )
+
+    def _parts(self, groups: Sequence[str]) -> Sequence[str]:
+        return [str(group).partition(": ")[0] for group in groups] if self.each == "part" else groups
 
     def fit(
         self,
@@ -96,7 +105,7 @@ class PerSite:
                 needed="the site of each column",
                 tries=["Detector(signature, PerSite(...))", "PerSite().fit(X, groups=[...])"],
             )
-        own, known = checked(groups, d, "groups"), checked(names, d, "names")
+        own, known = checked(self._parts(groups), d, "groups"), checked(names, d, "names")
         if n < 3:
             raise FitError(f"got {n} trusted row{'s' * (n != 1)}", needed=f"at least 3 rows, and better {10 * d}")
         table = np.asarray(X)  # as it came: its resolution says what is rounding
@@ -128,7 +137,7 @@ class PerSite:
             for part in range(_FOLDS):
                 held = fold == part
                 if held.any():
-                    unseen[held, k] = -fitted(k, ~held).score_samples(rows[held][:, site == k])
+                    unseen[held, k] = anomaly_scores(fitted(k, ~held).score_samples, rows[held][:, site == k])
         members = tuple(fitted(k, np.ones(n, dtype=np.bool_)) for k in range(len(sites)))
         centre, deviation = unseen.mean(axis=0), unseen.std(axis=0)
         width = np.where(deviation > 1e-12 * np.maximum(np.abs(centre), 1e-300), deviation, 1.0)
@@ -266,7 +275,7 @@ class FittedPerSite:
 
     def _raw(self, rows: Array) -> Array:
         """Anomaly score (n, g) of each site in its own unit."""
-        scores = [-np.asarray(one.score_samples(rows[:, self.site == k])) for k, one in enumerate(self.members)]
+        scores = [anomaly_scores(one.score_samples, rows[:, self.site == k]) for k, one in enumerate(self.members)]
         return np.stack(scores, axis=1)
 
     def _terms(self, raw: Array) -> Array:

@@ -107,3 +107,12 @@ def test_odd_options_and_covariates_are_named():
 
 def test_is_what_the_interfaces_say():
     assert isinstance(Mondrian(), Calibrator) and Mondrian("length").asks == ("length",)
+
+
+def test_ties_leave_no_bin_empty_and_bins_are_named_by_their_borders():
+    lengths = np.array([5.0] * 60 + [9.0] * 40)
+    fitted = Mondrian(by="length", bins=3).fit(np.arange(100.0), covariates={"length": lengths})
+    assert len(fitted.strata) == 2
+    assert fitted.p_values([50.0], covariates={"length": [4.0]}).shape == (1,)
+    with pytest.raises(CalibrationError, match="9 or more"):
+        fitted.require(0.02)

@@ -18,7 +18,7 @@ def test_equals_the_step_up_procedures(p, alpha):
     m = len(p)
     assert reject(p, alpha).tolist() == twin.step_up(p, alpha)
     assert reject(p, alpha, "by").tolist() == twin.step_up(p, alpha, harmonic=True)
-    share = min((1 + sum(value > 0.5 for value in p)) / (m / 2), 1.0)
+    share = (1 + sum(value > 0.5 for value in p)) / (m / 2)
     expected = [flag and value <= 0.5 for flag, value in zip(twin.step_up(p, alpha, share), p, strict=True)]
     assert reject(p, alpha, "storey").tolist() == expected
     assert reject(p, alpha, "e-bh").tolist() == twin.e_step_up(e_values(p), alpha)
@@ -69,3 +69,9 @@ def test_bad_numbers_are_named():
     with pytest.raises(CalibrationError, match="alpha"):
         reject([0.5], 0)
     assert reject([], 0.1).shape == (0,)
+
+
+def test_storey_keeps_its_bound_where_all_are_normal():
+    rng, few = np.random.default_rng(0), 5
+    flagged = [reject(rng.random(few), 0.2, "storey").any() for _ in range(20_000)]
+    assert np.mean(flagged) < 0.2 + 3 * np.sqrt(0.16 / 20_000)  # 0.23 with the estimate cut off at 1

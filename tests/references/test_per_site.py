@@ -97,6 +97,17 @@ def test_contributions_sum_within_sites_and_over_all(combine):
     assert GROUPS[fitted.contributions(odd)[0].argmax()] == "b"
 
 
+def test_the_sites_of_a_part_may_be_fitted_together():
+    groups = ("one: a", "one: b", "two: a") * 2
+    together = PerSite(each="part").fit(rows(60, 6), groups=groups)
+    same = PerSite().fit(rows(60, 6), groups=[group[:3] for group in groups])
+    assert together.sites == ("one", "two")
+    new = rows(10, 6, seed=1)
+    np.testing.assert_array_equal(anomaly(together, new), anomaly(same, new))
+    with pytest.raises(SpecError, match="each"):
+        PerSite(each="layer")
+
+
 def test_any_reference_inside():
     X, groups = rows(), GROUPS
     forest = PerSite(IsolationForest(n_estimators=10), "max").fit(X, groups=groups, seed=2)
