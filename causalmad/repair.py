@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,7 +170,8 @@ class _Workshop:
 
 
 def _units(detector: FittedDetector, inputs: Inputs, units: Any) -> list[Unit]:
-    if not hasattr(detector.signature, "model"):
+    signature: Any = detector.signature
+    if not is_dataclass(signature) or all(field.name != "model" for field in fields(signature)):
         raise FitError(
             f"{type(detector.signature).__name__} cannot be repaired: it has no field 'model'",
             needed="a fitted signature that is a dataclass with its model as a field",

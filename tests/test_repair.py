@@ -11,6 +11,7 @@ from torch import nn
 
 import causalmad as cm
 from causalmad.errors import FitError, InputsError
+from causalmad.testing.toys import toy
 
 
 class Routes(nn.Module):
@@ -129,3 +130,10 @@ def test_one_trusted_input_is_no_donor_of_another_and_odd_options_are_named():
             detector().repair(odd, draw(4, 3), **options)
     with pytest.raises(InputsError, match="2 inputs to repair"):
         detector().repair(draw(2, 2, awake=True), draw(4, 3))
+
+
+def test_a_signature_whose_model_cannot_be_exchanged_is_named():
+    made = toy("gpt2", trusted=24, fresh=2)
+    fitted = cm.Detector(cm.signatures.PathPatching()).fit(made.model, made.trusted)
+    with pytest.raises(FitError, match="no field 'model'"):
+        fitted.repair(made.fresh[0], made.trusted, alpha=0.2)
