@@ -64,8 +64,15 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
 
 
 def split_outside(text: str, separator: str) -> list[str]:
-    """``text`` cut at the separators that stand outside square brackets."""
+    """``text`` cut at the separators that stand outside square brackets.
+
+    Raises:
+        SpecError: when brackets are not closed, or closed before they are opened.
+    """
     pieces, depth = [""], 0
+    if text.count("[") != text.count("]"):
+        missing = "closing" if text.count("[") > text.count("]") else "opening"
+        raise SpecError(f"{text!r} has no {missing} bracket", needed="name[key=value,...]")
     for character in text:
         depth += (character == "[") - (character == "]")
         if character == separator and depth == 0:

@@ -94,7 +94,11 @@ class Detector:
             raise FitError(
                 f"{type(self.calibrator).__name__} weighs by how untrusted inputs differ, and there are none",
                 needed="unlabelled inputs like those to come",
-                tries=["detector.fit(model, trusted, untrusted)", "calibrator=causalmad.calibration.Conformal()"],
+                tries=[
+                    "detector.fit(model, trusted, untrusted)",
+                    "--untrusted FILE.jsonl",
+                    "calibrator=causalmad.calibration.Conformal()",
+                ],
             )
         share = self.calibration_share
         if share is None and "folds" in needed:

@@ -251,6 +251,17 @@ class Inputs:
         """
         from causalmad.reading import read
 
+        if isinstance(data, (Tensor, np.ndarray)) and data.ndim == 1 and torch.as_tensor(data).is_floating_point():
+            raise InputsError(
+                f"data of shape ({len(data)},)",
+                needed="one row per input",
+                causes=["a single input without its batch axis"],
+                tries=[
+                    "x[None] for one input",
+                    "inputs[17:18] in place of inputs[17]",
+                    "x[:, None] for single numbers",
+                ],
+            )
         return read(data, tokenizer, accepts, blocks, ids, columns)
 
 

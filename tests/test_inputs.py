@@ -220,3 +220,9 @@ def test_inputs_of_a_model(model_of: Callable[[str], nn.Module], tokenizer: Any)
     again = next(model.batches(model.inputs([{"input_ids": row} for row in IDS])))
     assert model.logits(batch).equal(model.logits(again)) and batch.main.shape == (3, 4)
     assert [len(b) for b in model.batches(model.inputs(WORDS), 2)] == [2, 1]
+
+
+def test_a_single_input_without_its_batch_axis_is_named():
+    with pytest.raises(InputsError, match="one row per input"):
+        Inputs.of(torch.zeros(4))
+    assert len(Inputs.of(torch.zeros(4)[:, None])) == 4

@@ -103,7 +103,7 @@ class FittedConformal:
         raise CalibrationError(
             f"alpha={alpha:g} can never flag anything: with {inputs} the smallest p-value is "
             f"1/{n + 1} = {self.smallest:.2g}",
-            tries=[f"alpha >= {_rounded_up(n + 1)}", f"at least {inputs_needed(alpha)} calibration inputs"],
+            tries=[f"alpha >= {rounded_up(self.smallest)}", f"at least {inputs_needed(alpha)} calibration inputs"],
         )
 
     def conditional(self, delta: float) -> FittedConditional:
@@ -129,8 +129,8 @@ def inputs_needed(alpha: float) -> int:
     return n
 
 
-def _rounded_up(n: int) -> str:
-    """1 / n to two digits, never below it."""
-    exact = Fraction(1, n)
+def rounded_up(value: float) -> str:
+    """A share to two digits, never below it."""
+    exact = Fraction(value)
     power = 10 ** (2 - math.floor(math.log10(exact)) - 1)
     return f"{float(Fraction(math.ceil(exact * power), power)):.2g}"

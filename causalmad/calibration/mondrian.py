@@ -159,20 +159,21 @@ class FittedMondrian:
         Raises:
             CalibrationError: where it cannot, with the strata that are too small.
         """
-        small, first = [], None
+        small, worst = [], None
         as_alpha(alpha)
         for key, one in self.strata.items():
             try:
                 one.require(alpha)
             except CausalmadError as error:
                 small.append(f"{self._said(key)} (p at least {one.smallest:.2g})")
-                first = first or error
-        if first is not None:
+                if worst is None or one.smallest >= worst.smallest:
+                    worst, tries = one, error.tries
+        if worst is not None:
             raise CalibrationError(
                 f"alpha={alpha:g} can never flag anything within {self.by} {', '.join(small[:8])}"
                 + (f" and {len(small) - 8} more" if len(small) > 8 else ""),
                 needed="calibration inputs enough in every stratum",
-                tries=[*first.tries[:2], "fewer strata: bins=..., or calibrator=Conformal()"],
+                tries=[*tries[:2], "fewer bins" if self.binned else "bins=3, where it is a number", "Conformal()"],
             )
 
     def _said(self, key: str) -> str:

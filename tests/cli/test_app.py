@@ -107,3 +107,24 @@ def test_an_unforeseen_error_is_a_message_as_well(run, monkeypatch) -> None:
     done = run("list")
     assert done.exit_code == 2
     assert done.stderr == "RuntimeError: boom\n  --debug shows where it happened.\n"
+
+
+def test_help_keeps_its_square_brackets(run):
+    assert "name[key=value,...]" in run("fit", "--help").output.replace("\n", "").replace("│", "").replace("  ", "")
+    assert "name[key=value,...]" in " ".join(run("evaluate", "--help").output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--signature", "activations[positions=0"), "has no closing bracket"),
+        (("--signature", "activations+mahalanobis"), "--detector 'activations+mahalanobis'"),
+        (("--signature", "activations", "--model", "/nowhere"), "/nowhere is no folder"),
+        (("--signature", "activations", "--task", "gate-digits", "--device", "cudax"), "--device cpu"),
+    ],
+)
+def test_a_wrong_argument_says_what_to_type(run, tmp_path, arguments, said):
+    done = run("fit", "--out", tmp_path / "det", *arguments)
+    assert done.exit_code == 2
+    assert said in done.output
+    assert "Traceback" not in done.output
