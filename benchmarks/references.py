@@ -291,7 +291,7 @@ def page(data: dict[str, Any]) -> str:
         "# Speed of the references",
         "",
         f"Seconds to fit n rows of d columns and to score {setting['new']:,} rows, and peak memory (GiB) beyond the "
-        f"rows; medians of {setting['rounds']} interleaved rounds, each measurement in a process of its own. "
+        f"rows; medians of {setting['rounds']} interleaved round(s), each measurement in a process of its own. "
         f"{setting['processor']}, OMP_NUM_THREADS={setting['OMP_NUM_THREADS']}, "
         + ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
         + ". Written by `python benchmarks/references.py`.",
@@ -345,9 +345,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rows, into --out")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the quick files")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--n", type=int, nargs="+", help="these numbers of rows alone; the others stay as they are")
+    parser.add_argument("--d", type=int, nargs="+", help="these numbers of columns alone")
     parser.add_argument("--minutes", type=float, default=60.0, help="what takes longer is listed as not run")
     given = parser.parse_args()
     sizes, columns, new_rows = QUICK if given.quick else (SIZES, COLUMNS, NEW)
+    sizes, columns = tuple(given.n or sizes), tuple(given.d or columns)
     setting = {
         "rounds": given.rounds,
         "new": new_rows,
@@ -360,6 +363,11 @@ def main() -> None:
     results, text = (
         (given.out / "references-quick.json", given.out / "references-quick.md") if given.quick else (RESULTS, PAGE)
     )
+    if (given.n or given.d) and results.exists():
+        known = json.loads(results.read_text(encoding="utf-8"))["measurements"]
+        others = [one for one in known if not (one["n"] in sizes and one["d"] in columns)]
+        data["measurements"] = sorted(others + data["measurements"], key=lambda one: (one["d"], one["n"]))
+    results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(data, indent=1), encoding="utf-8")
     text.write_text(page(data), encoding="utf-8")
     print(f"{results}\n{text}")
