@@ -49,12 +49,13 @@ USERS_OWN = ("traced",)  # code of the user's: there is nothing to measure
 SIDES = ("one-sided", "two-sided")
 INTRODUCTION = """\
 `python benchmarks/signatures.py`, {cores} CPU cores, one thread a process, torch {torch}; every figure is in
-`benchmarks/signatures.jsonl`. Mean AUROC over five seeds, each with its own model, data and fit, under the
-Mahalanobis distance; 0.5 tells nothing, and in brackets stands the worst seed. Rows are in the order of their worst
-task. *Cost*: time to score the test inputs over that of bare forward passes on them, the median over tasks and seeds.
-*Flagged, shift*: the share of fresh normal inputs with p <= 0.05 on the shifted task, where the guarantee does not
-hold. A dash: the signature does not apply, for the reason below the tables. Signatures run with their defaults;
-`causal-scrubbing` and `interchange` get the task's own hypothesis, where it has one."""
+`benchmarks/signatures.jsonl`. Mean AUROC over the seeds (their number is in the head of each column), each with its
+own model, data and fit, under the Mahalanobis distance; 0.5 tells nothing, and in brackets stands the worst seed.
+Rows are in the order of their worst task, those that do not apply everywhere below the others. *Cost*: time to score
+the test inputs over that of bare forward passes on them, the median over tasks and seeds. *Flagged, shift*: the share
+of fresh normal inputs with p <= 0.05 on the shifted task, where the guarantee does not hold. A dash: the signature
+does not apply, for the reason below the tables. Signatures run with their defaults; `causal-scrubbing` and
+`interchange` get the task's own hypothesis, where it has one."""
 
 
 def main() -> None:
@@ -129,7 +130,7 @@ def _seconds(run: object, times: int = 3) -> float:
 def page() -> str:
     """The page: worst task first, then every task, the cost and the columns."""
     rows = _rows()
-    names = sorted({row["signature"] for row in rows}, key=lambda name: -_worst(rows, name, "one-sided"))
+    names = sorted({row["signature"] for row in rows})
     said = next((row["versions"] for row in rows), {})
     lines = ["# Signatures, measured", "", INTRODUCTION.format(cores=os.cpu_count(), torch=said.get("torch")), ""]
     for side in SIDES:
@@ -145,9 +146,12 @@ def page() -> str:
 
 
 def _table(rows: list[dict], names: list[str], side: str) -> list[str]:
-    heads = ("signature", "worst task", *(f"`{task}`" for task in TASKS), "flagged, shift", "cost", "columns")
+    seeds = {task: len({row["seed"] for row in rows if row["task"] == task}) for task in TASKS}
+    tasks = (f"`{task}` ({seeds[task]})" for task in TASKS)
+    heads = ("signature", "worst task", *tasks, "flagged, shift", "cost", "columns")
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for name in sorted(names, key=lambda name: -_worst(rows, name, side)):
+    refused = {row["signature"] for row in rows if "refused" in row}
+    for name in sorted(names, key=lambda name: (name in refused, -_worst(rows, name, side))):
         mine = [row for row in rows if row["signature"] == name and "auroc" in row]
         each = [[row["auroc"][side] for row in mine if row["task"] == task] for task in TASKS]
         shifted = [row["flagged"] for row in mine if "shift" in row["task"]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 from causalmad.calibration.base import as_alpha
 from causalmad.calibration.martingale import Betting
 from causalmad.errors import CalibrationError, CausalmadError, InputsError, StoreError
+from causalmad.whole import write_whole
 
 if TYPE_CHECKING:
     from causalmad.detector import FittedDetector
@@ -155,17 +155,11 @@ class Monitor:
             StoreError: when the file cannot be written.
         """
         target, text = Path(path), json.dumps(self.state(), sort_keys=True)
-        fresh = target.with_name(f".{target.name}.{os.getpid()}")
+        kept = json.dumps({**json.loads(text), "checksum": _hash(text)}, indent=1)
         try:
-            with fresh.open("w", encoding="utf-8") as file:
-                json.dump({**json.loads(text), "checksum": _hash(text)}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(fresh, target)
+            write_whole(target, [kept])
         except OSError as error:
             raise StoreError(f"{target} cannot be written: {error.strerror}") from error
-        finally:
-            fresh.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path, fitted: FittedDetector) -> Monitor:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from causalmad.errors import StoreError
+from causalmad.whole import write_whole
 
 STANDARD = "-"
 
@@ -19,16 +20,7 @@ def write_lines(path: str, lines: Iterable[str]) -> None:
             sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
         return
-    target = Path(path)
-    fresh = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with fresh.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, target)
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_whole(Path(path), (f"{line}\n" for line in lines))
 
 
 def require_file(path: str) -> None:

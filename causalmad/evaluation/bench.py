@@ -17,6 +17,7 @@ from causalmad.evaluation.logs import Log, place
 from causalmad.evaluation.protocol import Progress, evaluate_seed
 from causalmad.evaluation.suites import Suite
 from causalmad.names import parse_detector
+from causalmad.whole import write_whole
 
 POLL = 0.5  # seconds
 
@@ -108,15 +109,14 @@ def write_leaderboard(board: Leaderboard, folder: Path) -> tuple[Path, ...]:
     """Write ``leaderboard.json``, ``.csv`` and ``.md`` to a folder; returns their paths."""
     import json
 
-    from causalmad.evaluation.logs import write_text
-
+    folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "json": json.dumps(board.to_data(), indent=1) + "\n",
         "csv": board.to_csv(),
         "md": f"# {board.suite} suite\n\nMean AUROC over {len(board.seeds)} seeds (95 % bootstrap interval).\n\n"
         + board.to_markdown(),
     }
-    return tuple(write_text(folder / f"leaderboard.{ending}", text) for ending, text in texts.items())
+    return tuple(write_whole(folder / f"leaderboard.{ending}", [text]) for ending, text in texts.items())
 
 
 def _job(suite: Suite, folder: Path, task: str, seed: int) -> Job | None:

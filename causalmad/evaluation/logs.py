@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,7 @@ from causalmad.errors import CausalmadError, StoreError
 from causalmad.evaluation.bootstrap import Scored
 from causalmad.evaluation.results import SeedResult
 from causalmad.tasks.base import Task, TaskData
+from causalmad.whole import write_whole
 
 SCHEMA = 1
 
@@ -112,7 +112,8 @@ class Log:
         body = {"schema": SCHEMA, "task": self.task, "detector": self.detector, "seed": self.seed, **self.content}
         text = json.dumps(body, sort_keys=True)
         path = place(folder, self.task, self.detector, self.seed)
-        return write_text(path, json.dumps({"checksum": _hash(text.encode()), **json.loads(text)}))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_whole(path, [json.dumps({"checksum": _hash(text.encode()), **json.loads(text)})])
 
     @classmethod
     def read(cls, path: Path) -> Log:
@@ -155,21 +156,6 @@ def read_logs(folders: Iterable[Path]) -> tuple[Log, ...]:
         listed = ", ".join(map(str, folders))
         raise StoreError(f"no logs below {listed}", tries=["causalmad bench --suite quick --out results/"])
     return tuple(Log.read(path) for path in paths)
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a file at once or not at all: a temporary file beside it, synced, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
-    return path
 
 
 def revision() -> str | None:
