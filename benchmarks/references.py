@@ -34,7 +34,7 @@ from sklearn.neighbors import KernelDensity, LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
 
-from causalmad.detector import versions
+from causalmad.provenance import versions
 from causalmad.references import (
     ConditionalMahalanobis,
     Mahalanobis,

@@ -23,12 +23,13 @@ import numpy as np
 from causalmad import open_model
 from causalmad.catalogue import catalogue
 from causalmad.config import parse_spec
-from causalmad.detector import Detector, versions
+from causalmad.detector import Detector
 from causalmad.errors import CausalmadError
 from causalmad.evaluation import auroc
 from causalmad.evaluation.threads import fitting_threads
 from causalmad.models import OpenModel
 from causalmad.names import with_hypothesis
+from causalmad.provenance import versions
 from causalmad.references import Mahalanobis
 from causalmad.tasks import TaskData
 

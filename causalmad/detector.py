@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from causalmad.errors import FitError, InputsError, SpecError
 from causalmad.explanation import Explanation, explain
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
+from causalmad.provenance import versions
 from causalmad.references import Mahalanobis
 from causalmad.references.base import FittedReference, anomaly_scores
 from causalmad.references.estimators import asks, fit_reference, require_untrusted
@@ -355,17 +354,6 @@ def scores_by_fold(
         reference = fit_on(detector.reference, signature(kept), context, seed)
         scores[index == fold] = _scores(reference, signature(inputs[np.flatnonzero(index == fold)]))
     return scores, index
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    known = {"python": platform.python_version()}
-    for name in ("causalmad", "torch", "numpy", "scikit-learn", "transformers", "nnsight"):
-        try:
-            known[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return known
 
 
 def _scores(reference: FittedReference, found: Signatures, *, each: bool = False) -> Floats:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from causalmad.config import to_config
-from causalmad.detector import Detector, versions
+from causalmad.detector import Detector
 from causalmad.errors import CausalmadError, StoreError
 from causalmad.evaluation.bootstrap import Scored
 from causalmad.evaluation.results import SeedResult
+from causalmad.provenance import revision, versions
 from causalmad.tasks.base import Task, TaskData
 from causalmad.whole import write_whole
 
@@ -156,21 +156,6 @@ def read_logs(folders: Iterable[Path]) -> tuple[Log, ...]:
         listed = ", ".join(map(str, folders))
         raise StoreError(f"no logs below {listed}", tries=["causalmad bench --suite quick --out results/"])
     return tuple(Log.read(path) for path in paths)
-
-
-def revision() -> str | None:
-    """The git revision of the source tree that runs, with ``+`` after it where files were changed; None elsewhere."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        called = [
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return called[0].strip() + ("+" if called[1].strip() else "")
 
 
 def _options(spec: Any) -> Any:

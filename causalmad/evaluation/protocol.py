@@ -12,13 +12,14 @@ import numpy.typing as npt
 from causalmad.calibration.conformal import Conformal
 from causalmad.calibration.interval import beta_binomial_interval
 from causalmad.config import parse_spec
-from causalmad.detector import Detector, FittedDetector, versions
+from causalmad.detector import Detector, FittedDetector
 from causalmad.errors import CalibrationError, SpecError
 from causalmad.evaluation.controls import control_aurocs
 from causalmad.evaluation.metrics import auroc, average_precision, tpr_at_fpr
 from causalmad.evaluation.results import Evaluation, SeedResult
 from causalmad.evaluation.threads import fitting_threads
 from causalmad.names import detector_text, parse_detector, with_hypothesis
+from causalmad.provenance import versions
 from causalmad.tasks.base import Task, TaskData
 
 Floats = npt.NDArray[np.float64]
