@@ -48,8 +48,8 @@ class TinyNaturalMechanisms:
     Attributes:
         path: the JSON file.
         model: a folder of transformers, or the name of a model of TransformerLens (which has to be installed).
-        weights: safetensors that replace that model's own; ARC's are pickled and have to be converted once:
-            ``save_file(torch.load("main.pth", weights_only=True), "main.safetensors")``.
+        weights: safetensors that replace that model's own. ARC's are pickled, and pickles are never read here: convert
+            them where you trust them.
         tokenizer: a folder or name: of the tokenizer with which the file was made, where the model has another one.
 
     References:
