@@ -140,3 +140,12 @@ def test_the_same_batch_gives_the_same_bits_alone_and_among_others(spec, name):
     values = fitted(made.fresh).values
     for start in (0, 5, 10):
         np.testing.assert_array_equal(fitted(made.fresh[start : start + 5]).values, values[start : start + 5])
+
+
+@pytest.mark.parametrize("part", ["donor-moments", "exact-ablation", "resampling-profile", "edge-attribution"])
+def test_donors_are_named_so_that_the_reference_leaves_them_out(part):
+    made = toy("gpt2", trusted=16, fresh=2)
+    fitted = spec_of(part).fit(open_model(made.model), made.trusted, seed=0)
+    assert fitted.state().data["donors"]
+    assert fitted.donor_digests
+    assert set(fitted.donor_digests) < set(made.trusted.digests)
