@@ -82,6 +82,7 @@ def run(job: Job) -> None:
     import torch
 
     from causalmad.evaluation.controls import control_aurocs
+    from causalmad.evaluation.memo import Memo
     from causalmad.models import open_model
 
     torch.set_num_threads(1)  # the processes share the cores
@@ -89,11 +90,12 @@ def run(job: Job) -> None:
     data = spec.load(job.seed)
     fingerprint = open_model(data.model).fingerprint()
     controls = control_aurocs(data, job.seed)
+    memo = Memo()
     for name, text in job.detectors:
         parts = parse_detector(text)
         found: Any
         try:
-            found, _ = evaluate_seed(data, parts, job.seed, controls=controls)
+            found, _ = evaluate_seed(data, parts, job.seed, controls=controls, memo=memo)
         except CausalmadError as error:
             found = error
         Log.of(job.task, spec, name, parts, data, found, fingerprint).write(job.folder)
