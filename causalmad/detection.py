@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ class Detection:
         fdr: how the false discovery rate is bounded by ``alpha``; None where every input is tested for itself.
         adjusted: (n,) p-values adjusted for all inputs at once, where ``fdr`` is one.
         note: what the size of the calibration set rules out, or nothing.
+        calibrator: the fitted calibrator that gave the p-values; without it there is no threshold.
     """
 
     signatures: Signatures
@@ -43,6 +45,7 @@ class Detection:
     fdr: str | None = None
     adjusted: Floats | None = None
     note: str = ""
+    calibrator: Any = None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -58,6 +61,21 @@ class Detection:
     def level(self) -> str:
         """What flags are bounded by, in words."""
         return f"alpha = {self.alpha:g}" if self.fdr is None else f"false discovery rate {self.alpha:g} ({self.fdr})"
+
+    @property
+    def threshold(self) -> float | None:
+        """The score above which inputs are flagged.
+
+        None where no single score decides: the calibrator compares like with like (strata, weights, folds), or a false
+        discovery rate flags nothing.
+        """
+        known = getattr(self.calibrator, "plain", self.calibrator)
+        scores = getattr(known, "scores", None)
+        if scores is None or "covariates" in inspect.signature(self.calibrator.p_values).parameters:
+            return None
+        level = self.p_values[self.flags].max(initial=0.0) if self.fdr else self.alpha
+        kept = scores[self.calibrator.p_values(scores) > level]
+        return float(kept.max()) if level and len(kept) else None
 
     def __repr__(self) -> str:
         """What was detected, in a line."""
@@ -95,6 +113,28 @@ class Detection:
         if self.adjusted is not None:
             level |= {"fdr": self.fdr, "p_adjusted": float(self.adjusted[row])}
         return {"id": self.ids[row], "flag": bool(self.flags[row]), **level, **self.reason(row).to_data()}
+
+    def plot(self, labels: npt.ArrayLike | None = None, ax: Any = None) -> Any:
+        """Matplotlib axes with a histogram of the scores: what is flagged, and the threshold.
+
+        Args:
+            labels: (n,) True = anomalous: then each kind has its histogram, with the AUROC in the legend.
+            ax: axes to draw on; without, new ones, of a figure (``ax.figure``) that pyplot does not know of.
+
+        Raises:
+            SpecError: when matplotlib is not installed.
+            InputsError: when the labels do not fit the inputs.
+        """
+        from causalmad.plots.histogram import histogram
+
+        title = f"{int(self.flags.sum())} of {len(self)} inputs flagged at {self.level}"
+        return histogram(self.scores, self.flags, self.threshold, title, labels, ax)
+
+    def _repr_html_(self) -> str:
+        """The most anomalous inputs as a table for notebooks."""
+        from causalmad.plots.tables import to_html
+
+        return to_html(self.table())
 
     def __str__(self) -> str:
         """The most anomalous inputs as a table."""

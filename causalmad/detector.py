@@ -20,6 +20,7 @@ from causalmad.errors import FitError, InputsError, SpecError
 from causalmad.explanation import Explanation, explain
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
+from causalmad.plots.tables import facts
 from causalmad.provenance import versions
 from causalmad.references import Mahalanobis
 from causalmad.references.base import FittedReference, anomaly_scores
@@ -184,6 +185,12 @@ class FittedDetector:
             f"{sizes['reference']} inputs for what is normal, {sizes['calibration']} for p-values)"
         )
 
+    def _repr_html_(self) -> str:
+        """What was fitted, as a table for notebooks."""
+        parts = {name: getattr(self.spec, name) for name in ("signature", "reference", "calibrator")}
+        sizes = {f"{name} inputs": len(ids) for name, ids in self.provenance["ids"].items()}
+        return facts(f"FittedDetector on {self.model.name}", {**parts, **sizes}.items())
+
     def score(self, inputs: Any) -> Floats:
         """(n,) anomaly scores, higher = more anomalous, in the reference's unit."""
         return _scores(self.reference, self.signature(self.model.inputs(inputs)))
@@ -230,7 +237,7 @@ class FittedDetector:
         def reason(row: int) -> Explanation:
             return self._explain(found, scores, p_values, row, known)
 
-        return Detection(found, scores, p_values, alpha, provenance, reason, fdr, adjusted_p, note)
+        return Detection(found, scores, p_values, alpha, provenance, reason, fdr, adjusted_p, note, self.calibrator)
 
     def explain(self, inputs: Any) -> tuple[Explanation, ...]:
         """Why each input scored as it did; :meth:`Detection.explain` does the same for one input of a detection."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +89,44 @@ class Explanation:
     def __str__(self) -> str:
         """The explanation as plain text."""
         return plain(self._table(10))
+
+    def plot(self, top: int = 12, ax: Any = None) -> Any:
+        """Matplotlib axes with bars of the ``top`` largest contributions, the rest in one more: they sum to the score.
+
+        Args:
+            top: how many columns have a bar of their own.
+            ax: axes to draw on; without, new ones, of a figure (``ax.figure``) that pyplot does not know of.
+
+        Raises:
+            SpecError: when matplotlib is not installed.
+        """
+        from causalmad.plots.bars import bars
+
+        return bars([(part.column.name, part.amount) for part in self.contributions], self._title, top, ax)
+
+    def heatmap(self, ax: Any = None) -> Any:
+        """Matplotlib axes with the contributions on a grid: layers by heads, by positions or by other units.
+
+        Args:
+            ax: as in :meth:`plot`.
+
+        Raises:
+            SpecError: when the columns form no such grid, or matplotlib is not installed.
+        """
+        from causalmad.plots.heatmap import Part, heatmap
+
+        parts = [Part(p.amount, p.column.site, p.column.unit, p.column.position) for p in self.contributions]
+        return heatmap(parts, self._title, ax)
+
+    def _repr_html_(self) -> str:
+        """The explanation as a table for notebooks."""
+        from causalmad.plots.tables import to_html
+
+        return to_html(self._table(10))
+
+    @property
+    def _title(self) -> str:
+        return f"input {self.id}: score {self.score:.4g}, p = {self.p_value:.3g}"
 
     def to_data(self) -> dict[str, object]:
         """The explanation as JSON data."""

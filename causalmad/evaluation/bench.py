@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from causalmad.config import parse_spec
+from causalmad.detectors import CANDIDATES
 from causalmad.errors import CausalmadError, StoreError
+from causalmad.evaluation.choosing import Choice, choose
 from causalmad.evaluation.leaderboard import Leaderboard
 from causalmad.evaluation.logs import Log, place
 from causalmad.evaluation.protocol import Progress, evaluate_seed
@@ -72,8 +74,8 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    board = Leaderboard.of(logs_of(suite, folder), suite.name)
-    write_leaderboard(board, folder)
+    board, choice = standings(suite, folder)
+    write_leaderboard(board, folder, choice)
     return board
 
 
@@ -107,17 +109,30 @@ def logs_of(suite: Suite, folder: Path) -> tuple[Log, ...]:
     return tuple(Log.read(place(folder, *key)) for key in wanted)
 
 
-def write_leaderboard(board: Leaderboard, folder: Path) -> tuple[Path, ...]:
+def standings(suite: Suite, folder: Path) -> tuple[Leaderboard, Choice | None]:
+    """The leaderboard of a suite's logs, and what its tasks choose where it runs all candidates."""
+    logs = logs_of(suite, folder)
+    if not set(CANDIDATES) <= set(suite.detectors):
+        return Leaderboard.of(logs, suite.name), None
+    choice = choose(logs, tuple(CANDIDATES))
+    return Leaderboard.of((*logs, *choice.logs), suite.name), choice
+
+
+def write_leaderboard(board: Leaderboard, folder: Path, choice: Choice | None = None) -> tuple[Path, ...]:
     """Write ``leaderboard.json``, ``.csv`` and ``.md`` to a folder; returns their paths."""
     import json
 
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "json": json.dumps(board.to_data(), indent=1) + "\n",
-        "csv": board.to_csv(),
-        "md": f"# {board.suite} suite\n\nMean AUROC over {len(board.seeds)} seeds (95 % bootstrap interval).\n\n"
-        + board.to_markdown(),
-    }
+    data = board.to_data() | ({} if choice is None else {"choice": choice.to_data()})
+    said = ", ".join(f"{name} {version}" for name, version in board.versions.items())
+    text = [
+        f"# {board.suite} suite",
+        f"`causalmad bench --suite {board.suite} --out DIR`; {said}.",
+        f"Mean AUROC over {len(board.seeds)} seeds, with 95 % bootstrap intervals over inputs and seeds.",
+        *([] if choice is None else [choice.to_markdown()]),
+        board.to_markdown(),
+    ]
+    texts = {"json": json.dumps(data, indent=1) + "\n", "csv": board.to_csv(), "md": "\n\n".join(text)}
     return tuple(write_whole(folder / f"leaderboard.{ending}", [text]) for ending, text in texts.items())
 
 

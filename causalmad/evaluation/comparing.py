@@ -1,8 +1,8 @@
-"""Comparing two detectors on the same inputs, and choosing one without the task on which it is then judged."""
+"""Comparing two detectors on the same inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +60,12 @@ class Comparison:
 
 
 def compare(logs: Iterable[Log], first: str, second: str) -> Comparison:
-    """Two detectors on every task that both were run on, input by input.
+    """Two detectors on every task that both were run on, input by input; null tasks, where 0.5 is right, do not count.
 
     Raises:
         StoreError: when there is no log of one of them, or nothing that both were run on.
     """
-    runs = _runs(logs)
+    runs = runs_of(log for log in logs if not log.null)
     for name in (first, second):
         if name not in runs:
             raise StoreError(f"no log of {name!r}", tries=nearest(name, list(runs)))
@@ -94,32 +94,7 @@ def compare(logs: Iterable[Log], first: str, second: str) -> Comparison:
     )
 
 
-def leave_one_task_out(logs: Iterable[Log], candidates: Sequence[str]) -> dict[str, str]:
-    """Task -> the candidate that does best on its worst task among all the *other* tasks; ties go to the better mean.
-
-    Only candidates that apply to every task take part.
-
-    Raises:
-        StoreError: when there are fewer than two tasks, or no candidate applies to all of them.
-    """
-    runs = _runs(logs)
-    tasks = sorted({task for each in runs.values() for task in each})
-    able = [name for name in candidates if set(runs.get(name, {})) == set(tasks)]
-    if len(tasks) < 2 or not able:
-        raise StoreError(
-            f"{len(tasks)} tasks, and {len(able)} of {len(candidates)} candidates with logs on all of them",
-            needed="two tasks or more, and a candidate that was run on each",
-        )
-    scores = {name: {t: float(np.mean([log.auroc for log in runs[name][t].values()])) for t in tasks} for name in able}
-
-    def quality(name: str, held_out: str) -> tuple[float, float]:
-        others = [value for task, value in scores[name].items() if task != held_out]
-        return min(others), float(np.mean(others))
-
-    return {task: max(able, key=lambda name: quality(name, task)) for task in tasks}
-
-
-def _runs(logs: Iterable[Log]) -> dict[str, dict[str, dict[int, Log]]]:
+def runs_of(logs: Iterable[Log]) -> dict[str, dict[str, dict[int, Log]]]:
     """Detector -> task -> seed -> log, without refusals."""
     runs: dict[str, dict[str, dict[int, Log]]] = {}
     for log in logs:

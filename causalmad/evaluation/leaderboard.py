@@ -6,13 +6,18 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from causalmad.errors import StoreError
 from causalmad.evaluation.bootstrap import Scored, bootstrap_interval
 from causalmad.evaluation.logs import Log
+
+if TYPE_CHECKING:
+    from causalmad.plots.leaderboard import Row
+
+BASELINES = ("activations", "activations+mahalanobis")  # the baseline of the field, by its name and in full
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,15 @@ class Standing:
         ci95: bootstrap interval over inputs and seeds.
         seeds: how many.
         measures: mean over the seeds of what else was measured, such as ``fpr_at_0.05``.
+        outside: how many shares of flagged normals lie outside the 99 % interval in which they should, and of how many;
+            None where normal inputs are not exchangeable with trusted ones, and nothing is promised.
     """
 
     auroc: float
     ci95: tuple[float, float]
     seeds: int
     measures: Mapping[str, float]
+    outside: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class Leaderboard:
         standings: detector -> task -> standing; a task to which a detector does not apply is missing.
         refusals: detector -> task -> why it does not apply.
         versions: of what the numbers depend on.
+        nulls: tasks whose "anomalies" come about like everything else: 0.5 is right there, and neither the worst task
+            nor the mean counts them.
     """
 
     suite: str
@@ -49,6 +59,7 @@ class Leaderboard:
     standings: Mapping[str, Mapping[str, Standing]]
     refusals: Mapping[str, Mapping[str, str]]
     versions: Mapping[str, str]
+    nulls: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, logs: Iterable[Log], suite: str = "") -> Leaderboard:
@@ -82,7 +93,8 @@ class Leaderboard:
                 standings[detector][task] = _standing([each[seed] for seed in sorted(each)])
         seeds = tuple(sorted({seed for each in runs.values() for seed in each}))
         said: Mapping[str, str] = next((log.content["versions"] for each in runs.values() for log in each.values()), {})
-        return cls(suite, seeds, standings, refusals, said)
+        nulls = frozenset(task for (_, task), each in runs.items() if any(log.null for log in each.values()))
+        return cls(suite, seeds, standings, refusals, said, nulls)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -92,16 +104,19 @@ class Leaderboard:
 
     def worst(self, detector: str) -> tuple[str, float]:
         """The task on which a detector does worst, and its AUROC there."""
-        return min(((task, found.auroc) for task, found in self.standings[detector].items()), key=lambda pair: pair[1])
+        return min(((task, found.auroc) for task, found in self._counted(detector).items()), key=lambda pair: pair[1])
 
     def mean(self, detector: str) -> float:
         """Mean AUROC over the tasks to which a detector applies."""
-        return float(np.mean([found.auroc for found in self.standings[detector].values()]))
+        return float(np.mean([found.auroc for found in self._counted(detector).values()]))
+
+    def _counted(self, detector: str) -> dict[str, Standing]:
+        return {task: found for task, found in self.standings[detector].items() if task not in self.nulls}
 
     @property
     def order(self) -> tuple[str, ...]:
         """Detectors by their worst task, those that do not apply everywhere at the end."""
-        known = [name for name, each in self.standings.items() if each]
+        known = [name for name in self.standings if self._counted(name)]
         return tuple(sorted(known, key=lambda n: (len(self.refusals.get(n, {})) > 0, -self.worst(n)[1], -self.mean(n))))
 
     def to_data(self) -> dict[str, Any]:
@@ -113,13 +128,20 @@ class Leaderboard:
                 "worst_task": self.worst(name)[0],
                 "tasks": {
                     task: {"auroc": found.auroc, "ci95": list(found.ci95), "seeds": found.seeds, **found.measures}
+                    | ({} if found.outside is None else {"flagged_outside_99": list(found.outside)})
                     for task, found in self.standings[name].items()
                 },
                 "refused": dict(self.refusals.get(name, {})),
             }
             for name in self.order
         }
-        return {"suite": self.suite, "seeds": list(self.seeds), "detectors": detectors, "versions": dict(self.versions)}
+        return {
+            "suite": self.suite,
+            "seeds": list(self.seeds),
+            "null_tasks": sorted(self.nulls),
+            "detectors": detectors,
+            "versions": dict(self.versions),
+        }
 
     def to_csv(self) -> str:
         """One line per detector and task."""
@@ -134,18 +156,79 @@ class Leaderboard:
         return out.getvalue()
 
     def to_markdown(self) -> str:
-        """A table: worst task, mean, then each task with its interval."""
-        heads = ["detector", "worst task", "mean", *(f"`{task}`" for task in self.tasks)]
-        lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-        for name in self.order:
-            task, worst = self.worst(name)
-            cells = [f"`{name}`", f"{worst:.3f} (`{task}`)", f"{self.mean(name):.3f}"]
-            for each in self.tasks:
-                found = self.standings[name].get(each)
-                span = "" if found is None else f"{found.ci95[0]:.3f} to {found.ci95[1]:.3f}"
-                cells.append("-" if found is None else f"{found.auroc:.3f} ({span})")
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join([*lines, ""])
+        """Tables: worst task and mean, then each task with its interval; null tasks; flagged normals."""
+        counted = [task for task in self.tasks if task not in self.nulls]
+        lines = _markdown(
+            ["detector", "worst task", "mean", *(f"`{task}`" for task in counted)],
+            [
+                [f"`{name}`", "{1:.3f} (`{0}`)".format(*self.worst(name)), f"{self.mean(name):.3f}"]
+                + [_cell(self.standings[name].get(task)) for task in counted]
+                for name in self.order
+            ],
+        )
+        if self.nulls:
+            lines += ["", "## Null tasks", "", "Nothing is anomalous there: an interval should hold 0.5.", ""]
+            nulls = sorted(self.nulls)
+            lines += _markdown(
+                ["detector", *(f"`{task}`" for task in nulls)],
+                [[f"`{name}`", *(_cell(self.standings[name].get(task)) for task in nulls)] for name in self.order],
+            )
+        return "\n".join([*lines, *self._flagged(), ""])
+
+    def _flagged(self) -> list[str]:
+        """Share of fresh normal inputs flagged at 0.05: where a guarantee holds, and under each shift."""
+        key = "fpr_at_0.05"
+        each = {name: {t: f for t, f in self.standings[name].items() if key in f.measures} for name in self.order}
+        if not any(each.values()):
+            return []
+        shifted = sorted({task for found in each.values() for task, f in found.items() if f.outside is None})
+        rows = []
+        for name, found in each.items():
+            plain = [f.measures[key] for f in found.values() if f.outside is not None]
+            outside = [f.outside for f in found.values() if f.outside is not None]
+            rows.append(
+                [f"`{name}`", f"{np.mean(plain):.3f}" if plain else "-"]
+                + [f"{sum(pair[0] for pair in outside)} of {sum(pair[1] for pair in outside)}"]
+                + [f"{found[task].measures[key]:.3f}" if task in found else "-" for task in shifted]
+            )
+        head = ["detector", "plain normals", "outside their 99 % interval", *(f"`{task}`" for task in shifted)]
+        said = "Share of fresh normal inputs with p <= 0.05. Under a shift nothing is promised."
+        return ["", "## Flagged normals", "", said, "", *_markdown(head, rows)]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Matplotlib axes with the detectors in order: AUROC on the worst task with its interval, and the mean.
+
+        Args:
+            ax: axes to draw on; without, new ones, of a figure (``ax.figure``) that pyplot does not know of.
+
+        Raises:
+            SpecError: when matplotlib is not installed.
+        """
+        from causalmad.plots.leaderboard import leaderboard
+
+        rows = [self._row(name) for name in self.order]
+        rows += [self._row(name) for name in self.standings if name not in self.order]
+        title = f"{self.suite or 'leaderboard'}: AUROC over {len(self.seeds)} seed{'s' * (len(self.seeds) != 1)}"
+        return leaderboard(rows, title, ax)
+
+    def _row(self, name: str) -> Row:
+        from causalmad.plots.leaderboard import Row
+
+        said, baseline = name + self._missing(name), name in BASELINES
+        if not self.standings[name]:
+            return Row(said, baseline)
+        task, worst = self.worst(name)
+        return Row(said, baseline, worst, self.standings[name][task].ci95, self.mean(name), task)
+
+    def _missing(self, name: str) -> str:
+        count = len(self.refusals.get(name, {}))
+        return f" (does not apply to {count})" if count else ""
+
+    def _repr_html_(self) -> str:
+        """The table for notebooks."""
+        from causalmad.plots.tables import to_html
+
+        return to_html(self.table())
 
     def table(self) -> Any:
         """A rich table for a terminal."""
@@ -157,9 +240,7 @@ class Leaderboard:
             table.add_column(heading, justify=side)  # type: ignore[arg-type]
         for name in self.order:
             task, worst = self.worst(name)
-            missing = len(self.refusals.get(name, {}))
-            note = f" (does not apply to {missing})" if missing else ""
-            table.add_row(Text(name + note), f"{worst:.3f}", Text(task), f"{self.mean(name):.3f}")
+            table.add_row(Text(name + self._missing(name)), f"{worst:.3f}", Text(task), f"{self.mean(name):.3f}")
         return table
 
 
@@ -174,4 +255,27 @@ def _standing(logs: Sequence[Log]) -> Standing:
                     measures.setdefault(f"{prefix}{key}", []).append(float(value))
         measures.setdefault("average_precision", []).append(float(result["average_precision"]))
     summary = {key: float(np.mean(values)) for key, values in sorted(measures.items())}
-    return Standing(float(np.mean([log.auroc for log in logs])), bootstrap_interval(scored), len(logs), summary)
+    auroc = float(np.mean([log.auroc for log in logs]))
+    return Standing(auroc, bootstrap_interval(scored), len(logs), summary, _outside(logs))
+
+
+def _outside(logs: Sequence[Log]) -> tuple[int, int] | None:
+    """How many shares of flagged normals are not where 99 % of them should be, and of how many that is known."""
+    if any(log.shifted for log in logs):
+        return None
+    held = []
+    for log in logs:
+        result = log.content["result"]
+        for alpha, share in result.get("fpr_at_alpha", {}).items():
+            span = result.get("fpr_interval99", {}).get(alpha)
+            if share is not None and span is not None:
+                held.append(span[0] <= share <= span[1])
+    return len(held) - sum(held), len(held)
+
+
+def _cell(found: Standing | None) -> str:
+    return "-" if found is None else f"{found.auroc:.3f} ({found.ci95[0]:.3f} to {found.ci95[1]:.3f})"
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]

@@ -54,8 +54,16 @@ class Log:
     @property
     def null(self) -> bool:
         """Whether the task is a null one, whose "anomalies" come about like everything else."""
-        options = self.content["arguments"]["task"]
-        return isinstance(options, Mapping) and bool(options.get("null", False))
+        return bool(self._option("null"))
+
+    @property
+    def shifted(self) -> bool:
+        """Whether the task's normal inputs are not exchangeable with the trusted ones."""
+        return bool(self._option("shift"))
+
+    def _option(self, name: str) -> Any:
+        options = self.content.get("arguments", {}).get("task")
+        return options.get(name) if isinstance(options, Mapping) else None
 
     @property
     def scored(self) -> Scored:

@@ -125,6 +125,12 @@ class Evaluation:
 
         return "\n".join(plain(table) for table in self.tables())
 
+    def _repr_html_(self) -> str:
+        """The evaluation as tables for notebooks."""
+        from causalmad.plots.tables import to_html
+
+        return to_html(*self.tables())
+
     def tables(self) -> tuple[Any, Any]:
         """Rich tables: the seeds, and the detector among the controls."""
         from rich.table import Table

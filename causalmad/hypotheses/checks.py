@@ -57,6 +57,13 @@ class Report:
             lines.append(f"  behaviour preserved: {kept}")
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        """The report as a table for notebooks."""
+        from causalmad.plots.tables import facts
+
+        title, *lines = str(self).splitlines()
+        return facts(title, (line.strip().partition(": ")[::2] for line in lines))
+
 
 def check(hypothesis: Hypothesis, model: Any, trusted: Any, *, draws: int = 4, seed: int = 0) -> Report:
     """Every defect of a claim at once, and the share of trusted behaviour that it preserves.

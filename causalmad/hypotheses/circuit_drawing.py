@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from causalmad.hypotheses.circuit import Circuit
+    from causalmad.plots.canvas import axes
+from causalmad.hypotheses.circuit import Circuit
 
 _RAISES, _LOWERS, _INK, _FILL = "#b5651d", "#2b6ca3", "#33485c", "#dbe7f3"
 
@@ -17,10 +18,7 @@ def draw(circuit: Circuit, ax: Any = None) -> Any:
         circuit: what to draw; prune it first, or there is little to see.
         ax: matplotlib axes; new ones, of a figure of their own, without.
     """
-    if ax is None:
-        from matplotlib.figure import Figure
-
-        ax = Figure(figsize=(9, 5), layout="constrained").subplots()
+    ax = axes(ax, (9, 5))
     places = _places(circuit)
     known = circuit.weights
     largest = max(map(abs, known.values()), default=0) or 1.0

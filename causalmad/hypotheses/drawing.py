@@ -1,41 +1,27 @@
-"""Drawing a hypothesis with matplotlib, causes to the left and the output to the right."""
+"""What a drawing says below every node of a hypothesis: where it is, and of what it is a function."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import networkx as nx
+from causalmad.hypotheses.graph import OUTPUT
 
 if TYPE_CHECKING:
     from causalmad.hypotheses.graph import Hypothesis
 
 
-def draw(hypothesis: Hypothesis, ax: Any = None, failing: Iterable[str] = ()) -> Any:
-    """The axes with the graph drawn on them.
+def notes(hypothesis: Hypothesis) -> dict[str, str]:
+    """Node -> its sites, one a line, and its mechanism with the causes that it is given."""
+    found = {
+        claim.name: [*map(str, claim.at), *_formula(hypothesis, claim.name, claim.mechanism)]
+        for claim in hypothesis.claims
+    }
+    found[OUTPUT] = _formula(hypothesis, OUTPUT, hypothesis.output_mechanism)
+    return {name: "\n".join(lines) for name, lines in found.items()}
 
-    Args:
-        hypothesis: what to draw.
-        ax: matplotlib axes; new ones without.
-        failing: nodes to mark.
-    """
-    if ax is None:
-        from matplotlib import pyplot
 
-        _, ax = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-    graph = hypothesis.to_networkx()
-    for depth, names in enumerate(nx.topological_generations(graph)):
-        for name in names:
-            graph.nodes[name]["depth"] = depth
-    places = nx.multipartite_layout(graph, subset_key="depth")
-    marked = set(failing)
-    colours = ["#d9534f" if node in marked else "#dbe7f3" for node in graph]
-    sites = {claim.name: "\n".join(map(str, claim.at)) for claim in hypothesis.claims}
-    labels = {node: f"{node}\n{sites[node]}" if node in sites else node for node in graph}
-    nx.draw_networkx_nodes(graph, places, ax=ax, node_color=colours, edgecolors="#33485c", node_size=2600)
-    nx.draw_networkx_edges(graph, places, ax=ax, node_size=2600, edge_color="#33485c")
-    nx.draw_networkx_labels(graph, places, labels, ax=ax, font_size=7)
-    ax.set_title(hypothesis.name, fontsize=9)
-    ax.margins(0.2)
-    ax.set_axis_off()
-    return ax
+def _formula(hypothesis: Hypothesis, name: str, mechanism: object) -> list[str]:
+    if mechanism is None:
+        return []
+    called = getattr(mechanism, "__name__", type(mechanism).__name__)
+    return [f"= {'f' if called == '<lambda>' else called}({', '.join(hypothesis.parents(name))})"]

@@ -156,7 +156,13 @@ class Hypothesis:
         return cls(graph)
 
     def check(self, model: Any, trusted: Any, *, seed: int = 0) -> Report:
-        """Every defect of the claim on this model and these trusted inputs at once; see :mod:`checks`."""
+        """Every defect of the claim on this model and these trusted inputs at once; see :mod:`checks`.
+
+        Args:
+            model: whatever :func:`causalmad.open_model` takes.
+            trusted: inputs on which the claim should hold, with what its functions read.
+            seed: of the donors.
+        """
         from causalmad.hypotheses.checks import check
 
         return check(self, model, trusted, seed=seed)
@@ -206,10 +212,19 @@ class Hypothesis:
         return to_pyvene(self, model)
 
     def draw(self, ax: Any = None, failing: Iterable[str] = ()) -> Any:
-        """The graph drawn on matplotlib axes, causes to the left; nodes in ``failing`` are marked."""
-        from causalmad.hypotheses.drawing import draw
+        """The graph drawn on matplotlib axes, causes to the left.
 
-        return draw(self, ax, failing)
+        Args:
+            ax: axes to draw on; without, new ones, of a figure (``ax.figure``) that pyplot does not know of.
+            failing: nodes to mark, such as ``[explanation.failed]``; what is no node is listed in the title.
+
+        Raises:
+            SpecError: when matplotlib is not installed.
+        """
+        from causalmad.hypotheses.drawing import notes
+        from causalmad.plots.graph import graph
+
+        return graph(self._graph, notes(self), self.name, list(failing), ax)
 
     def __eq__(self, other: object) -> bool:
         """Same nodes, attributes and edges."""

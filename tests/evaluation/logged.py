@@ -6,7 +6,7 @@ from causalmad.evaluation.logs import Log
 from causalmad.evaluation.metrics import auroc
 
 
-def made_up(task: str, detector: str, seed: int, gap: float, count: int = 120) -> Log:
+def made_up(task: str, detector: str, seed: int, gap: float, count: int = 120, **options: bool) -> Log:
     """A run whose anomalies score ``gap`` standard deviations higher; inputs are the same for every detector."""
     inputs = np.random.default_rng([seed, *task.encode()])
     labels = inputs.random(count) < 0.5
@@ -18,9 +18,11 @@ def made_up(task: str, detector: str, seed: int, gap: float, count: int = 120) -
         "average_precision": 0.5,
         "tpr_at_fpr": {"0.01": 0.1},
         "fpr_at_alpha": {"0.05": 0.04, "0.01": None},
+        "fpr_interval99": {"0.05": [0.02, 0.08], "0.01": None},
         "controls": {},
     }
     content = {
+        "arguments": {"task": options},
         "versions": {"causalmad": "0"},
         "fingerprints": {"model": f"{task}{seed}"},
         "result": result,

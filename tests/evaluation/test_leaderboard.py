@@ -10,7 +10,8 @@ import pytest
 from causalmad.errors import InputsError, StoreError
 from causalmad.evaluation import auroc
 from causalmad.evaluation.bootstrap import Scored, bootstrap_interval, paired_interval
-from causalmad.evaluation.comparing import compare, leave_one_task_out
+from causalmad.evaluation.choosing import best_of, choose, leave_one_task_out
+from causalmad.evaluation.comparing import compare
 from causalmad.evaluation.leaderboard import Leaderboard
 from causalmad.evaluation.logs import Log
 from tests.evaluation.logged import made_up, suite
@@ -109,3 +110,46 @@ def test_the_choice_never_sees_the_task_it_is_judged_on():
     chosen = leave_one_task_out(suite(GAPS), list(GAPS))
     # Without c, the peaked detector is best on its worst task; with c in view it never is.
     assert chosen == {"a": "even", "b": "even", "c": "peaked"}
+
+
+def test_the_runs_of_the_choice_are_those_of_the_candidate_chosen_without_the_task():
+    logs = suite(GAPS)
+    choice = choose(logs, list(GAPS))
+    assert choice.best == best_of(logs, list(GAPS)) == "even"
+    assert {(log.task, log.content["chosen"]) for log in choice.logs} == {("a", "even"), ("b", "even"), ("c", "peaked")}
+    board = Leaderboard.of([*logs, *choice.logs])
+    assert board.standings["recommended"]["c"].auroc == board.standings["peaked"]["c"].auroc
+    assert len(choice.logs) == 15 and choice.against is None
+    assert "Without `c` it would be `peaked`" in choice.to_markdown()
+
+
+def test_the_choice_is_compared_with_the_baseline_on_the_same_inputs():
+    logs = suite({**GAPS, "activations": dict.fromkeys("abc", 0.2)})
+    choice = choose(logs, ["even", "peaked"])
+    value, (low, high) = choice.against.mean
+    assert 0 < low < value < high
+    assert f"in the mean {value:+.3f}" in choice.to_markdown()
+    json.dumps(choice.to_data())
+
+
+def test_null_tasks_count_neither_for_the_worst_task_nor_for_the_choice():
+    null = [made_up("n", name, seed, 0.0, null=True) for name in GAPS for seed in range(5)]
+    board, without = Leaderboard.of([*suite(GAPS), *null]), Leaderboard.of(suite(GAPS))
+    assert board.nulls == {"n"}
+    for name in GAPS:
+        assert board.worst(name) == without.worst(name) and board.mean(name) == without.mean(name)
+        low, high = board.standings[name]["n"].ci95
+        assert low < 0.5 < high
+    assert leave_one_task_out([*suite(GAPS), *null], list(GAPS)) == leave_one_task_out(suite(GAPS), list(GAPS))
+    assert "n" not in compare([*suite(GAPS), *null], "even", "weak").tasks
+    assert "## Null tasks" in board.to_markdown() and "## Null tasks" not in without.to_markdown()
+
+
+def test_shares_of_flagged_normals_are_held_to_their_interval_where_one_is_promised():
+    plain = [made_up("a", "even", seed, 1.0) for seed in range(4)]
+    plain[0].content["result"]["fpr_at_alpha"]["0.05"] = 0.2
+    shifted = [made_up("b", "even", seed, 1.0, shift=True) for seed in range(4)]
+    board = Leaderboard.of([*plain, *shifted])
+    assert board.standings["even"]["a"].outside == (1, 4)  # alpha = 0.01 is out of reach and has no interval
+    assert board.standings["even"]["b"].outside is None
+    assert "| `even` | 0.080 | 1 of 4 | 0.040 |" in board.to_markdown()
