@@ -2,7 +2,8 @@
 #   make demo      the main job on a built-in task, offline        make lint      ruff
 #   make test      the tests (TESTS="-m slow": the slow ones)      make types     mypy --strict
 #   make check     all that .ci/run does but the demonstration     make floors    who may import whom
-#   make format    put the source in shape                         make clean     remove .venv and the caches
+#   make format    put the source in shape                         make docs      the pages, in docs/_build/html
+#   make clean     remove .venv and the caches
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -11,7 +12,7 @@ TESTS  ?=
 
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types floors check format clean
+.PHONY: demo test lint types floors docs check format clean
 
 demo: $(STAMP)
 	$(BIN)/causalmad demo
@@ -29,7 +30,11 @@ types: $(STAMP)
 floors: $(STAMP)
 	$(BIN)/lint-imports
 
-check: lint types floors test
+# A warning is an error: a link that leads nowhere, a page in no list, a docstring that cannot be read.
+docs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+
+check: lint types floors docs test
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -49,5 +54,5 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov
+	rm -rf $(VENV) docs/_build docs/reference/python build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov
 	find causalmad tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

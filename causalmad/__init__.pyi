@@ -1,4 +1,5 @@
 from . import calibration as calibration
+from . import detectors as detectors
 from . import evaluation as evaluation
 from . import hypotheses as hypotheses
 from . import references as references

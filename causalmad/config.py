@@ -12,6 +12,15 @@ from typing import Any
 from causalmad.catalogue import KINDS, Entry, catalogue, find, name_of
 from causalmad.errors import SpecError, nearest
 
+_NESTED = ("targets", "signatures", "references", "calibrators")  # parts that options hold
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "none",
+    Any: "anything",
+}
 _SCALARS = (bool, int, float, str, type(None))
 
 # Option values that are no parts of the catalogue: the module that writes them and reads them back, found by name since
@@ -52,11 +61,15 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
         return name, {}
     if not rest.endswith("]"):
         raise SpecError(f"{text!r} has no closing bracket", needed="name[key=value,...]")
-    options = {}
+    options: dict[str, str] = {}
     for piece in filter(None, split_outside(rest[:-1], ",")):
         key, equals, value = piece.partition("=")
-        if not equals or not key.strip():
-            raise SpecError(f"{piece!r} in {text!r} is no option", needed="key=value", tries=[f"{name}[{piece}=...]"])
+        if not equals or not key.strip() or "[" in key:
+            tries = [f"{name}[{piece}=...]"] if "[" not in piece else []
+            if options:  # a comma in place of the semicolon of a list
+                last = list(options)[-1]
+                tries.insert(0, f"{name}[{last}={options[last]};{piece.strip()}]")
+            raise SpecError(f"{piece!r} in {text!r} is no option", needed="key=value, a list as key=a;b", tries=tries)
         if key.strip() in options:
             raise SpecError(f"option {key.strip()!r} stands twice in {text!r}")
         options[key.strip()] = value.strip()
@@ -64,7 +77,7 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
 
 
 def split_outside(text: str, separator: str) -> list[str]:
-    """``text`` cut at the separators that stand outside square brackets.
+    """``text`` cut at every ``separator`` that stands outside square brackets.
 
     Raises:
         SpecError: when brackets are not closed, or closed before they are opened.
@@ -174,7 +187,55 @@ def _from_text(raw: str, hint: Any, where: str) -> object:
         fits, value = _read(raw, kind)
         if fits:
             return value
-    raise SpecError(f"{where}={raw!r} does not fit", needed=str(hint).replace("typing.", ""))
+    causes, tries = _unknown(raw, hint)
+    raise SpecError(f"{where}={raw!r} does not fit", needed=_in_words(hint), causes=causes, tries=tries)
+
+
+def _in_words(hint: Any) -> str:
+    """What an option's annotation takes, for people."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = [member for member in typing.get_args(hint) if not (member is int and float in typing.get_args(hint))]
+        return " or ".join(filter(None, dict.fromkeys(map(_in_words, members))))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        inner = next((member for member in typing.get_args(hint) if member is not Ellipsis), Any)
+        return f"{_in_words(inner)}, several as a;b"
+    if typing.get_origin(hint) is not None:  # a function, which no text stands for
+        return ""
+    return _WORDS.get(hint) or " or ".join(f"a {kind[:-1]}" for kind in _kinds(hint))
+
+
+def _kinds(hint: Any) -> tuple[str, ...]:
+    """The kinds of parts that an annotation takes: none for numbers and text."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType, tuple):
+        members = (member for member in typing.get_args(hint) if member is not Ellipsis)
+        return tuple(dict.fromkeys(kind for member in members for kind in _kinds(member)))
+    if origin is not None or hint in _WORDS:
+        return ()
+    module = str(getattr(hint, "__module__", ""))
+    named = tuple(kind for kind in _NESTED if module.startswith(f"causalmad.{kind}"))
+    return named or _NESTED
+
+
+def _unknown(raw: str, hint: Any) -> tuple[list[str], list[str]]:
+    """What is wrong with a value, and the nearest three that would be right, where there are names to choose from."""
+    kinds = _kinds(hint)
+    choices = [str(choice) for member in (hint, *typing.get_args(hint)) for choice in _choices(member)]
+    if not kinds:
+        return [], nearest(raw, choices) if choices else []
+    known = [entry.name for kind in kinds for entry in catalogue(kind)]
+    for piece in split_outside(raw, ";"):
+        name = piece.partition("[")[0].strip()
+        if name not in known:
+            which = " or ".join(kind[:-1] for kind in kinds)
+            return [f"no {which} is called {name!r}"], nearest(name, [*known, *choices])
+    return [], []
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
 
 
 def _alternatives(hint: Any, raw: str) -> list[Any]:
@@ -223,7 +284,7 @@ def _guess(raw: str) -> object:
 def _nested(raw: str) -> tuple[bool, object]:
     """A part inside a part: a target, or another spec; the kind is the first that has the name."""
     name = raw.partition("[")[0].strip()
-    for kind in ("targets", "signatures", "references", "calibrators"):
+    for kind in _NESTED:
         if any(entry.name == name for entry in catalogue(kind)):
             return True, parse_spec(kind, raw)
     return False, None

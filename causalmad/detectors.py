@@ -8,6 +8,7 @@ from typing import Any
 
 from causalmad.detector import Detector
 from causalmad.errors import SpecError, nearest
+from causalmad.models import open_model
 from causalmad.names import parse_detector
 
 # Three views of an input: what the model holds, what its answer is attributed to, and what the answer depends on. Each
@@ -46,6 +47,8 @@ DETECTORS: Mapping[str, str] = MappingProxyType(
         "beatrix": "gram-deviation+mahalanobis",
         "sparse-code": "sparse-code+mahalanobis",
         "probe-logits": "probe-logits+mahalanobis",
+        "finetuning": "finetuning-shift+mahalanobis",
+        "locally-consistent-abstraction": "locally-consistent-abstraction+mahalanobis",
         # The same with an unlabelled pool.
         "activations-que": "activations+quantum-entropy",
         "activations-likelihood-ratio": "activations+likelihood-ratio",
@@ -65,6 +68,32 @@ DETECTORS: Mapping[str, str] = MappingProxyType(
         **CANDIDATES,
     }
 )
+
+
+RECOMMENDED = "views-cauchy"
+
+
+def recommended(model: Any = None) -> Detector:
+    """The detector to start with, for any model and inputs.
+
+    Three views of every input, each scored by its Mahalanobis distance among trusted inputs: what the model holds
+    (activations), what its answer is attributed to (relevance patching), and what the answer depends on (resampling
+    profile). Their p-values are combined by Cauchy's rule, which is led by the view that finds the input oddest. Of the
+    candidates it does best on its worst task of the core suite; judged on each task by a choice made without that task,
+    in ``benchmarks/leaderboard.md``.
+
+    Args:
+        model: opened once, to see that it can be; whatever :func:`causalmad.open_model` takes.
+
+    Raises:
+        ModelError: when the model cannot be opened.
+
+    References:
+        Liu, Xie 2020, J. American Statistical Association 115 (Cauchy combination). The three parts name their own.
+    """
+    if model is not None:
+        open_model(model)
+    return detector(RECOMMENDED)
 
 
 def detector(name: str) -> Detector:

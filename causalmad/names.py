@@ -91,6 +91,10 @@ def spec_text(kind: str, spec: object) -> str:
     """A part of the catalogue as it is written on the command line: its name, and the options that are not usual.
 
     A part that is in no catalogue stands as the name of its class.
+
+    Args:
+        kind: ``signatures``, ``references``, ``calibrators``, ``targets`` or ``tasks``.
+        spec: the part.
     """
     try:
         config = to_config(kind, spec)

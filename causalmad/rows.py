@@ -1,11 +1,13 @@
-"""Inputs from JSON lines, one object a line."""
+"""Inputs from JSON lines, one object a line: a whole file, or a stream of any length a chunk at a time."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,23 +37,55 @@ def read_rows(path: str) -> list[Row]:
     Raises:
         InputsError: when a line is no JSON object (with its number), or there is none.
     """
-    source = "standard input" if path == "-" else path
-    rows = []
-    for number, line in _lines(path):
-        place = f"{source}, line {number}"
-        try:
-            values = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError as well
-            raise InputsError(f"{place} is no JSON: {error}", needed=f"one object a line, such as {FORMS}") from error
-        if not isinstance(values, dict):
-            raise InputsError(f"{place} is a {type(values).__name__}, no object", needed=f"such as {FORMS}")
-        rows.append(Row(place, values))
-    if not rows:
-        raise InputsError(f"{source} has no lines", needed="at least one input", tries=[FORMS])
-    return rows
+    return list(each_row(path))
 
 
-def as_inputs(rows: list[Row], model: OpenModel, blocks: Mapping[str, Block] | None = None) -> Inputs:
+def each_row(path: str) -> Iterator[Row]:
+    """The same one by one, so that a stream may be of any length; the first is read at once.
+
+    Raises:
+        InputsError: as :func:`read_rows` does.
+    """
+    rows = _rows(path)
+    first = next(rows, None)
+    if first is None:
+        raise InputsError(f"{_source(path)} has no lines", needed="at least one input", tries=[FORMS])
+    return chain([first], rows)
+
+
+def chunked(
+    rows: Iterable[Row], model: OpenModel, blocks: Mapping[str, Block] | None = None, *, size: int
+) -> Iterator[Inputs]:
+    """Rows as inputs, ``size`` at a time: the same ids and checks as if they were read at once.
+
+    In memory stay one chunk and, for each input that was read, a hash of its id.
+
+    Args:
+        rows: of a file or a stream.
+        model: what they are inputs of.
+        blocks: named parts of the inputs.
+        size: inputs a chunk, at most.
+
+    Raises:
+        InputsError: as :func:`as_inputs` does, whichever lines do not fit each other.
+    """
+    remaining = iter(rows)
+    first: Row | None = None
+    seen: set[bytes] = set()
+    repeats: dict[bytes, int] = {}
+    while chunk := list(islice(remaining, size)):
+        first = first or chunk[0]
+        inputs = as_inputs(chunk, model, blocks, like=first)
+        if "id" in first.values:
+            _require_new(chunk, inputs.ids, seen)
+        else:
+            inputs = replace(inputs, ids=tuple(_running(digest, seen, repeats) for digest in inputs.digests))
+        yield inputs
+
+
+def as_inputs(
+    rows: list[Row], model: OpenModel, blocks: Mapping[str, Block] | None = None, *, like: Row | None = None
+) -> Inputs:
     """The rows as inputs of a model.
 
     A text field (``text``, ``prompt``, ``input``, ``sentence``; any, where there is no list) goes through the
@@ -60,28 +94,35 @@ def as_inputs(rows: list[Row], model: OpenModel, blocks: Mapping[str, Block] | N
     names that end in ``_ids`` or ``_mask``. ``id`` names the input, and whatever is left is a column that the model
     never sees.
 
+    Args:
+        rows: one for each input.
+        model: what they are inputs of.
+        blocks: named parts of the inputs.
+        like: the row whose fields and shapes all have; by default the first.
+
     Raises:
         InputsError: when rows differ in their fields or shapes, ids stand twice, or no field can be meant.
     """
     from causalmad.inputs import Inputs
 
-    fields = _fields(rows)
+    like = like or rows[0]
+    fields = _fields(rows, like)
     ids = _ids(rows)
     table: dict[int | str, Any] = {name: [row.values[name] for row in rows] for name in fields}
-    lists = [name for name in fields if isinstance(rows[0].values[name], list)]
+    lists = [name for name in fields if isinstance(like.values[name], list)]
     named = [name for name in lists if name in model.accepts or name == "input_ids"]
     for name in named:
         whole = name.endswith(("_ids", "_mask"))
-        table[name] = [_whole(row, name) for row in rows] if whole else _floats(rows, name)
-    texts = [name for name in fields if isinstance(rows[0].values[name], str) and (not lists or name in _TEXTS)]
+        table[name] = [_whole(row, name) for row in rows] if whole else _floats(rows, name, like)
+    texts = [name for name in fields if isinstance(like.values[name], str) and (not lists or name in _TEXTS)]
     if not named and not texts:
         if len(lists) != 1:
             raise InputsError(
-                f"{rows[0].place}: {'several fields hold' if lists else 'no field holds'} a list of numbers",
+                f"{like.place}: {'several fields hold' if lists else 'no field holds'} a list of numbers",
                 needed=f"such as {FORMS}; one list, or lists named like the model's arguments",
                 tries=sorted(model.accepts)[:4],
             )
-        table = {0: _floats(rows, lists[0]), **{name: table[name] for name in fields if name != lists[0]}}
+        table = {0: _floats(rows, lists[0], like), **{name: table[name] for name in fields if name != lists[0]}}
     return Inputs.of(table, tokenizer=model.tokenizer, accepts=model.accepts, blocks=blocks, ids=ids)
 
 
@@ -101,17 +142,17 @@ def read_blocks(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _fields(rows: list[Row]) -> list[str]:
+def _fields(rows: list[Row], like: Row) -> list[str]:
     """Names of the fields but ``id``, the same in all rows."""
-    first = set(rows[0].values)
-    for row in rows[1:]:
+    first = set(like.values)
+    for row in rows:
         differing = sorted(first.symmetric_difference(row.values))
         if differing:
             raise InputsError(
-                f"{row.place} has other fields than {rows[0].place}: {', '.join(map(repr, differing))} in one only",
+                f"{row.place} has other fields than {like.place}: {', '.join(map(repr, differing))} in one only",
                 needed="the same fields in every line",
             )
-    return [name for name in rows[0].values if name != "id"]
+    return [name for name in like.values if name != "id"]
 
 
 def _ids(rows: list[Row]) -> list[str] | None:
@@ -128,22 +169,46 @@ def _ids(rows: list[Row]) -> list[str] | None:
     return list(seen)
 
 
-def _floats(rows: list[Row], name: str) -> list[Tensor]:
-    import torch
+def _require_new(rows: list[Row], ids: tuple[str, ...], seen: set[bytes]) -> None:
+    """Ids that no earlier chunk has; they are added to it as 16 bytes each."""
+    for row, key in zip(rows, ids):
+        short = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if short in seen:
+            raise InputsError(f"{row.place}: id {key!r} stands in an earlier line as well", needed="unique ids")
+        seen.add(short)
 
+
+def _running(digest: str, seen: set[bytes], repeats: dict[bytes, int]) -> str:
+    """The id that :func:`causalmad.inputs.content_ids` gives to a content: repeats get a running number."""
+    key = digest[:12]
+    short = bytes.fromhex(key)
+    if short not in seen:
+        seen.add(short)
+        return key
+    repeats[short] = repeats.get(short, 1) + 1
+    return f"{key}.{repeats[short]}"
+
+
+def _floats(rows: list[Row], name: str, like: Row) -> list[Tensor]:
+    wanted = _array(like, name).shape
     tensors: list[Tensor] = []
     for row in rows:
-        try:
-            tensors.append(torch.tensor(row.values[name], dtype=torch.float32))
-        except (TypeError, ValueError) as error:
-            raise InputsError(f"{row.place}: field {name!r} is no array of numbers: {error}") from error
-        if tensors[-1].shape != tensors[0].shape:
-            shapes = tuple(tensors[-1].shape), tuple(tensors[0].shape)
+        tensors.append(_array(row, name))
+        if tensors[-1].shape != wanted:
             raise InputsError(
-                f"{row.place}: field {name!r} has shape {shapes[0]}, in {rows[0].place} {shapes[1]}",
+                f"{row.place}: field {name!r} has shape {tuple(tensors[-1].shape)}, in {like.place} {tuple(wanted)}",
                 needed="one shape",
             )
     return tensors
+
+
+def _array(row: Row, name: str) -> Tensor:
+    import torch
+
+    try:
+        return torch.tensor(row.values[name], dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise InputsError(f"{row.place}: field {name!r} is no array of numbers: {error}") from error
 
 
 def _whole(row: Row, name: str) -> Tensor:
@@ -157,6 +222,22 @@ def _whole(row: Row, name: str) -> Tensor:
 
 def _refuse(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _source(path: str) -> str:
+    return "standard input" if path == "-" else path
+
+
+def _rows(path: str) -> Iterator[Row]:
+    for number, line in _lines(path):
+        place = f"{_source(path)}, line {number}"
+        try:
+            values = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError as well
+            raise InputsError(f"{place} is no JSON: {error}", needed=f"one object a line, such as {FORMS}") from error
+        if not isinstance(values, dict):
+            raise InputsError(f"{place} is a {type(values).__name__}, no object", needed=f"such as {FORMS}")
+        yield Row(place, values)
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:

@@ -136,7 +136,13 @@ class Site:
         )
 
     def put(self, value: Tensor, new: Tensor, batch: Batch) -> Tensor:
-        """``value`` with the part that this site names replaced by ``new``; ``value`` itself stays as it is."""
+        """``value`` with the part that this site names replaced by ``new``; ``value`` itself stays as it is.
+
+        Args:
+            value: the whole activation, (batch, ...).
+            new: what :meth:`take` gives for another activation.
+            batch: the inputs, whose padding says where a token is.
+        """
         if self.subspace is not None:
             return self._put_within(self.subspace, value, new, batch)
         mask = torch.zeros_like(value, dtype=torch.bool)
@@ -252,7 +258,13 @@ def position_index(position: int | str, batch: Batch) -> Tensor:
 
 
 def pool(value: Tensor, mask: Tensor | None, how: str) -> Tensor:
-    """(batch, features) statistic over the real tokens of (batch, positions, features)."""
+    """(batch, features) statistic over the real tokens of (batch, positions, features).
+
+    Args:
+        value: the activations.
+        mask: (batch, positions) True at real tokens, or None where all are.
+        how: ``mean``, ``max``, ``min`` or ``sum``.
+    """
     if how not in POOLS:
         raise SiteError(f"no pooling {how!r}", tries=[f"@all:{name}" for name in POOLS])
     keep = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device) if mask is None else mask

@@ -51,7 +51,11 @@ class LogitDifference:
 
 @dataclass(frozen=True)
 class ClassLogit:
-    """The logit of one class."""
+    """The logit of one class.
+
+    Args:
+        index: the class, or token of the vocabulary.
+    """
 
     index: int
 
@@ -111,7 +115,12 @@ def as_target(target: Target | Readout) -> Target:
 
 
 def margin(logits: Tensor, top: Tensor) -> Tensor:
-    """(batch,) logit of class ``top`` minus logsumexp of the others, in nats."""
+    """(batch,) logit of class ``top`` minus logsumexp of the others, in nats.
+
+    Args:
+        logits: (batch, classes).
+        top: (batch,) classes.
+    """
     chosen = logits.gather(-1, top[:, None]).squeeze(-1)
     others = logits.masked_fill(one_hot(top, logits.shape[-1]).bool(), float("-inf"))
     return chosen - others.logsumexp(-1)
@@ -129,5 +138,5 @@ def _require_class(logits: Tensor, *wanted: int) -> None:
 
 
 def two_logits(logits: Tensor) -> Tensor:
-    """A single logit (batch, 1) as two classes (batch, 2), so that a margin exists."""
+    """``logits`` (batch, 1) as two classes (batch, 2), so that a margin exists; those of more classes as they are."""
     return torch.cat([torch.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits

@@ -106,6 +106,34 @@ def test_wrong_text(text: str, message: str) -> None:
         parse_spec("targets", text)
 
 
+@pytest.mark.parametrize(
+    ("text", "needed", "tries"),
+    [
+        ("everything[count=3.5]", "a whole number", ()),
+        ("everything[share=much]", "a number", ()),
+        ("everything[flag=1]", "true or false", ()),
+        ("everything[sizes=3;x]", "a whole number, several as a;b", ()),
+        ("everything[limit=few]", "a whole number or none", ()),
+        ("everything[form=ranks]", "rank or place or both", ("rank",)),
+        ("everything[target=top-marin]", "a target", ("top-margin",)),
+        ("everything[count=1,2]", "key=value, a list as key=a;b", ("everything[count=1;2]",)),
+        ("everything[count=1,b[c=2]]", "key=value, a list as key=a;b", ("everything[count=1;b[c=2]]",)),
+    ],
+)
+def test_what_was_needed_is_in_words(text: str, needed: str, tries: tuple[str, ...]) -> None:
+    with pytest.raises(SpecError) as raised:
+        parse_spec("targets", text)
+    assert raised.value.needed == needed
+    assert raised.value.tries[: len(tries)] == tries
+
+
+def test_a_misspelt_part_inside_another_names_the_nearest_three() -> None:
+    with pytest.raises(SpecError) as raised:
+        parse_spec("targets", "everything[target=top-marin[a=1]]")
+    assert len(raised.value.tries) == 3
+    assert raised.value.causes == ("no target is called 'top-marin'",)
+
+
 def test_unknown_options_name_the_nearest() -> None:
     with pytest.raises(SpecError) as raised:
         parse_spec("targets", "everything[cuont=3]")

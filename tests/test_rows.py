@@ -14,7 +14,7 @@ from torch import nn
 from causalmad.errors import InputsError
 from causalmad.inputs import Inputs
 from causalmad.models import open_model
-from causalmad.rows import as_inputs, read_rows
+from causalmad.rows import as_inputs, chunked, each_row, read_rows
 
 MLP = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
 
@@ -79,3 +79,51 @@ def test_bad_lines_are_named(inputs, lines: list[Any], said: str) -> None:
     with pytest.raises(InputsError) as caught:
         inputs(lines)
     assert said in str(caught.value)
+
+
+@pytest.fixture
+def chunks(tmp_path: Path) -> Callable[..., list[Inputs]]:
+    def read(lines: list[Any], size: int, model: Any = MLP) -> list[Inputs]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(map(json.dumps, lines)))
+        return list(chunked(each_row(str(path)), open_model(model), size=size))
+
+    return read
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_chunks_are_the_whole_in_pieces(inputs, chunks, size: int, named: bool) -> None:
+    numbers = [[1, 2], [3, 4], [1, 2], [1, 2], [5, 6], [3, 4], [7, 8]]
+    lines = [{"x": x, "who": f"w{i}", **({"id": i} if named else {})} for i, x in enumerate(numbers)]
+    whole, parts = inputs(lines), chunks(lines, size)
+    assert [len(part) for part in parts[:-1]] == [size] * (len(parts) - 1)
+    assert [key for part in parts for key in part.ids] == list(whole.ids)
+    assert [key for part in parts for key in part.digests] == list(whole.digests)
+    assert torch.equal(torch.cat([part.main for part in parts]), whole.main)
+    assert [who for part in parts for who in part.columns["who"]] == list(whole.columns["who"])
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ({"id": "a", "x": [1, 2]}, "line 5: id 'a' stands in an earlier line"),
+        ({"id": "e", "x": [1, 2, 3]}, "line 5: field 'x' has shape (3,), in"),
+        ({"id": "e", "y": [1, 2]}, "line 5 has other fields than"),
+        ({"id": "e", "x": "text"}, "line 5: field 'x' is no array"),
+    ],
+)
+def test_lines_of_differing_chunks_fit_each_other(chunks, last: dict[str, Any], said: str) -> None:
+    lines = [{"id": name, "x": [1, 2]} for name in "abcd"]
+    with pytest.raises(InputsError) as caught:
+        chunks([*lines, last], 2)
+    assert said in str(caught.value)
+
+
+def test_a_stream_is_read_no_further_than_it_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"x": [1, 2]}\n{"x": [3, 4]}\nbroken\n')
+    found = chunked(each_row(str(path)), open_model(MLP), size=1)
+    assert [len(next(found)), len(next(found))] == [1, 1]
+    with pytest.raises(InputsError, match="line 3 is no JSON"):
+        next(found)

@@ -24,7 +24,8 @@ def reject(p_values: npt.ArrayLike, alpha: float, method: str = "bh") -> npt.NDA
     - ``storey`` (Storey 2002): bh at ``alpha`` over the estimated share of normal inputs, ``(1 + #{p > 1/2}) / (m/2)``;
       flags more where many inputs are anomalous. Valid for independent p-values and for plain conformal ones.
     - ``by`` (Benjamini and Yekutieli 2001): under any dependence, at the price of a factor of about log m.
-    - ``e-bh`` (Wang and Ramdas 2022): under any dependence as well; see :func:`e_values`.
+    - ``e-bh`` (Wang and Ramdas 2022): under any dependence as well; see
+      :func:`causalmad.calibration.multiple.e_values`.
 
     Args:
         p_values: (m,) numbers in [0, 1].

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from causalmad.cli.complete import suites
 from causalmad.cli.console import progress, remark, show
-from causalmad.cli.files import STANDARD, require_file, write_lines
+from causalmad.cli.files import STANDARD, Json, require_file, write_json
 from causalmad.cli.guard import Debug, Quiet, guarded
-
-Json = Annotated[
-    str | None, typer.Option("--json", help="Write the numbers here, - for standard output.", metavar="PATH")
-]
 
 
 @guarded
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for logs and leaderboard; what it holds already is not run again.")],
-    suite: Annotated[str, typer.Option(help="quick (minutes) or core (hours).")] = "quick",
-    processes: Annotated[int | None, typer.Option(help="How many at once; one per core by default.", min=1)] = None,
+    suite: Annotated[
+        str,
+        typer.Option(help="quick (minutes) or core (hours); see `causalmad list suites`.", autocompletion=suites),
+    ] = "quick",
+    processes: Annotated[
+        int | None, typer.Option(help="How many at once.", show_default="one per core", min=1, metavar="N")
+    ] = None,
     as_json: Json = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run every detector of a suite on every task; goes on where a killed run stopped.
-
-    Example: causalmad bench --suite quick --out results/
-    """
+    """Run every detector of a suite on every task; goes on where a killed run stopped."""
+    if as_json is not None:
+        require_file(as_json)
     with progress(quiet) as step:
+        step("loading torch", 0, 0)
         from causalmad.evaluation.bench import bench as run
         from causalmad.evaluation.suites import suite as find
 
+        step("loading torch", 1, 1)
         board = run(find(suite), out, processes=processes, progress=step)
     if as_json is not None:
-        require_file(as_json)
-        write_lines(as_json, [json.dumps(board.to_data(), indent=1)])
+        write_json(as_json, board.to_data())
     if as_json != STANDARD:
         show(board.table())
     remark(f"{out / 'leaderboard.md'}, leaderboard.csv and leaderboard.json are written", quiet)
@@ -49,18 +50,21 @@ def compare(
     first: Annotated[str, typer.Argument(help="A detector, as it is called there.")],
     second: Annotated[str, typer.Argument(help="Another.")] = "activations",
     as_json: Json = None,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare two detectors on the same inputs: differences of AUROC with paired intervals.
-
-    Example: causalmad compare results/ resampling-profile activations
-    """
-    from causalmad.evaluation.comparing import compare as run
-    from causalmad.evaluation.logs import read_logs
-
-    found = run(read_logs([folder]), first, second)
+    """Compare two detectors on the same inputs: differences of AUROC with paired intervals."""
     if as_json is not None:
         require_file(as_json)
-        write_lines(as_json, [json.dumps(found.to_data(), indent=1)])
+    with progress(quiet) as step:
+        step("loading torch", 0, 0)
+        from causalmad.evaluation.comparing import compare as run
+        from causalmad.evaluation.logs import read_logs
+
+        step("loading torch", 1, 1)
+        step("reading logs and drawing intervals", 0, 0)
+        found = run(read_logs([folder]), first, second)
+    if as_json is not None:
+        write_json(as_json, found.to_data())
     if as_json != STANDARD:
         show(found.table())

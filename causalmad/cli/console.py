@@ -39,15 +39,36 @@ def progress(quiet: bool) -> Iterator[Step]:
         yield lambda what, done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    columns = (
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[pace]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    # Lines for people go above the bars; lines for a file or a program go where they belong, past rich.
+    both = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=both) as bars:
         known: dict[str, Any] = {}
 
         def step(what: str, done: int, total: int) -> None:
             if what not in known:
-                known[what] = bars.add_task(what, total=None)
-            bars.update(known[what], completed=done, total=total or None)
+                known[what] = bars.add_task(what, total=None, pace="")
+            task = next(task for task in bars.tasks if task.id == known[what])
+            pace = _pace(done, total, task.elapsed or 0.0)
+            bars.update(known[what], completed=done, total=total or None, pace=pace)
 
         yield step
+
+
+def _pace(done: int, total: int, seconds: float) -> str:
+    """How far, how fast and how long still, where there is more than one step."""
+    if done < 1 or total == 1 or seconds <= 0:
+        return ""
+    speed = done / seconds
+    far = f"{done:,}/{total:,}" if total else f"{done:,}"
+    left = round((total - done) / speed)
+    rest = f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left" if total > done else ""
+    return f"{far}, {speed:,.0f}/s{rest}" if speed >= 10 else f"{far}, {speed:.2g}/s{rest}"

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from causalmad.cli import reports
 from causalmad.cli.console import progress, show
+from causalmad.cli.files import STANDARD, Json, require_file, write_json
 from causalmad.cli.guard import Debug, Quiet, guarded
 
 if TYPE_CHECKING:
@@ -16,16 +18,26 @@ if TYPE_CHECKING:
 
 TASK = "induction-lookup[shift=true]"
 ALPHA = "0.01"
+REPORT = "report.html"
 OURS, BASELINE = "resampling-profile+mahalanobis", "activations+mahalanobis"
 
 
 @guarded
 def demo(
     seed: Annotated[int, typer.Option(help="Of the task and the detectors.", min=0)] = 0,
+    report: Annotated[
+        str | None,
+        typer.Option(help="Where the page of HTML goes.", show_default=REPORT, metavar="FILE"),
+    ] = None,
+    as_json: Json = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train a small model, fit a detector, flag and explain, next to the activation baseline; offline."""
+    """Train a small model, fit a detector, flag, explain and report, next to the activation baseline; offline."""
+    if as_json is not None:
+        require_file(as_json)
+    wanted = reports.offer(report or REPORT, asked=report is not None, quiet=quiet)
+    aloud = as_json != STANDARD
     with progress(quiet) as step:
         step("loading torch", 0, 0)
         from causalmad.config import parse_spec
@@ -37,15 +49,42 @@ def demo(
         data: TaskData = parse_spec("tasks", TASK).load(
             seed, progress=lambda done, total: step(f"training the model of {TASK}", done, total)
         )
+    if aloud:
         show(*_introduction(data))
-        results, detections = {}, {}
+    with progress(quiet) as step:
+        results, detections, detectors = {}, {}, {}
         for name in (OURS, BASELINE):
             step(f"fitting {name}, scoring {len(data.test)} inputs", 0, 0)
-            results[name], fitted = evaluate_seed(data, parse_detector(name), seed)
+            results[name], detectors[name] = evaluate_seed(data, parse_detector(name), seed)
             with fitting_threads(data.model):
-                detections[name] = fitted.detect(data.test, alpha=float(ALPHA))
+                detections[name] = detectors[name].detect(data.test, alpha=float(ALPHA))
             step(f"fitting {name}, scoring {len(data.test)} inputs", 1, 1)
-    show("", *_comparison(data, results, detections), "", *_reasons(data, results, detections), "", *_further())
+        if wanted is not None:
+            step("writing the report", 0, 0)
+            reports.write(
+                wanted,
+                detections[OURS],
+                inputs=data.test,
+                labels=data.labels,
+                normal=results[OURS].normal_p_values,
+                title=f"{OURS} on {data.name}",
+                detector=detectors[OURS],
+            )
+            step("writing the report", 1, 1)
+    if as_json is not None:
+        write_json(as_json, _numbers(data, results, detections, wanted))
+    if aloud:
+        show("", *_comparison(data, results, detections), "", *_reasons(data, results, detections), "")
+        show(*([f"All of it, with plots: {wanted}", ""] if wanted is not None else []), *_further())
+
+
+def _numbers(
+    data: TaskData, results: dict[str, SeedResult], detections: dict[str, Detection], report: str | None
+) -> dict[str, Any]:
+    flagged = {name: int(found.flags[data.labels].sum()) for name, found in detections.items()}
+    each = {name: {**result.to_data(), "anomalies_flagged": flagged[name]} for name, result in results.items()}
+    kinds = {"anomalies": int(data.labels.sum()), "controls": dict(results[OURS].controls)}
+    return {"task": data.name, "alpha": float(ALPHA), **kinds, "detectors": each, "report": report}
 
 
 def _introduction(data: TaskData) -> list[str]:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from causalmad.cli import reports
 from causalmad.cli.claims import load_claim
+from causalmad.cli.complete import folders
 from causalmad.cli.console import progress, remark, show
-from causalmad.cli.files import STANDARD, require_file, write_lines
-from causalmad.cli.fit import Device, Model, Task
+from causalmad.cli.files import STANDARD, Json, count_lines, require_file, require_one_standard, write_json, write_lines
 from causalmad.cli.guard import FLAGGED, Debug, Quiet, guarded
-from causalmad.cli.models import choose
+from causalmad.cli.models import Chosen, Device, Dtype, Model, Task, Tokenizer, choose
+from causalmad.cli.stream import IN_A_REPORT, Tally, Work, lines_of, lines_together, require_reportable, slices
 from causalmad.errors import InputsError
-from causalmad.rows import as_inputs, read_rows
+from causalmad.rows import Row, chunked, each_row
 
 if TYPE_CHECKING:
-    from causalmad.detection import Detection
+    from causalmad.detector import FittedDetector
+
+
+class Reasons(str, Enum):
+    """What ``--reasons`` can be."""
+
+    all = "all"
+    flagged = "flagged"
+    none = "none"
 
 
 class Multiplicity(str, Enum):
@@ -33,7 +44,9 @@ class Multiplicity(str, Enum):
 
 @guarded
 def detect(
-    detector: Annotated[str, typer.Argument(help="Folder that `causalmad fit` wrote.", metavar="DIR")],
+    detector: Annotated[
+        str, typer.Argument(help="Folder that `causalmad fit` wrote.", metavar="DIR", autocompletion=folders)
+    ],
     inputs: Annotated[
         str | None,
         typer.Argument(help="JSON lines, - for standard input; by default the task's test inputs.", metavar="[INPUTS]"),
@@ -47,63 +60,145 @@ def detect(
     alpha: Annotated[float, typer.Option(help="Share of normal inputs that may be flagged.")] = 0.05,
     fdr: Annotated[
         Multiplicity | None,
-        typer.Option(help="Bound the share of false flags among all flags by alpha instead, such as bh."),
+        typer.Option(
+            help="Bound the share of false flags among all flags by alpha instead, such as bh. All p-values are "
+            "compared, so nothing is written before the last input is scored."
+        ),
     ] = None,
     out: Annotated[
         str, typer.Option(help="Where the JSON lines go, - for standard output.", metavar="FILE")
     ] = STANDARD,
+    reasons: Annotated[
+        Reasons,
+        typer.Option(help="Whose contributions and nearest trusted inputs are computed and written."),
+    ] = Reasons.all,
+    report: Annotated[
+        str | None,
+        typer.Option(help=f"Write a page of HTML as well; for at most {IN_A_REPORT:,} inputs.", metavar="FILE"),
+    ] = None,
+    as_json: Json = None,
+    chunk: Annotated[
+        int, typer.Option(help="Inputs that are read, scored and written at a time.", min=1, metavar="N")
+    ] = 1024,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, from a timed sample; write nothing.")
+    ] = False,
     fail_on_flag: Annotated[
         bool, typer.Option("--fail-on-flag", help="Exit code 1 when any input is flagged.")
     ] = False,
     device: Device = "cpu",
+    dtype: Dtype = None,
+    tokenizer: Tokenizer = None,
     seed: Annotated[int, typer.Option(help="Of the task.", min=0)] = 0,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Score inputs with a saved detector, on the model that it was fitted on."""
-    require_file(out)
-    rows = None if inputs is None else read_rows(inputs)
-    if rows is None and task is None:
-        raise InputsError("no inputs", tries=["causalmad detect DIR INPUTS.jsonl", "causalmad detect DIR -"])
+    """Score inputs of any number with a saved detector, on the model that it was fitted on."""
     with progress(quiet) as step:
+        step("counting the inputs", 0, 0)
+        rows, total = _rows(inputs, task)
+    if not dry_run:
+        require_one_standard(**{"--out": out, "--json": as_json})
+        require_file(out)
+        reports.require_report(report)
+        if report is not None:
+            require_reportable(total)
+    started = time.perf_counter()
+    with progress(quiet) as step:
+        chosen = choose(model, task, seed, device, step, dtype, tokenizer)
         from causalmad.detector import FittedDetector
         from causalmad.evaluation.threads import fitting_threads
         from causalmad.models import open_model
 
-        chosen = choose(model, task, seed, device, step)
+        step("reading the detector", 0, 0)
         claim = None if hypothesis is None else load_claim(hypothesis)
         fitted = FittedDetector.load(detector, chosen.module, hypothesis=claim)
-        fitted.calibrator.require(alpha)
+        step("reading the detector", 1, 1)
+        if not dry_run:
+            fitted.calibrator.require(alpha)
         opened = open_model(fitted.model, tokenizer=chosen.tokenizer)
-        given = opened.inputs(chosen.test) if rows is None else as_inputs(rows, opened, chosen.blocks)
-        step("scoring", 0, 0)
-        with fitting_threads(chosen.module):
-            detection = fitted.detect(given, alpha=alpha, fdr=None if fdr is None else fdr.value)
-        write_lines(out, (json.dumps(row) for row in _rows(detection, step)))
-    flags = detection.flags
-    repeated = detection.provenance["also trusted"]
-    if repeated:
-        remark(
-            f"{len(repeated)} of {len(given)} inputs are among the trusted ones, so their p-values mean nothing: "
-            f"{', '.join(map(repr, repeated[:3]))}{' ...' if len(repeated) > 3 else ''}",
-            quiet,
-        )
-    pool = detection.provenance["also untrusted"]
-    if pool:
-        remark(f"{len(pool)} of {len(given)} inputs are of the untrusted pool that the reference was fitted on.", quiet)
-    if detection.note and not flags.any():
-        remark(detection.note, quiet)
-    summary = f"{int(flags.sum())} of {len(given)} inputs flagged at {detection.level}"
-    if out == STANDARD:
-        remark(summary, quiet)
-    else:
-        show(f"{summary}. Written to {out}")
-    if fail_on_flag and flags.any():
+        if rows is None:
+            whole = opened.inputs(chosen.test)
+            total, chunks = len(whole), slices(whole, chunk)
+        else:
+            chunks = chunked(rows, opened, chosen.blocks, size=chunk)
+        if dry_run:
+            from causalmad.cli.plan import plan_detection
+
+            plan = plan_detection(fitted, next(iter(chunks)), total, alpha, reasons.value, step)
+        else:
+            tally = Tally(kept=None if report is None else [])
+            step("scoring", 0, total)
+            with fitting_threads(chosen.module):
+                work = Work(fitted, alpha, reasons.value, total, step, quiet)
+                if fdr is None:
+                    lines = lines_of(work, chunks, tally)
+                else:
+                    folder = None if out == STANDARD else os.path.dirname(os.path.abspath(out))
+                    lines = lines_together(work, chunks, tally, fdr.value, folder)
+                write_lines(out, lines)
+                if report is not None:
+                    step("writing the report", 0, 0)
+                    _report(report, fitted, chosen, tally, claim, None if fdr is None else fdr.value)
+                    step("writing the report", 1, 1)
+    if dry_run:
+        plan.tell(as_json)
+        return
+    tally.remarks(quiet)
+    _summary(tally, fitted, alpha, fdr, out, report, as_json, time.perf_counter() - started, quiet)
+    if fail_on_flag and tally.flagged:
         raise typer.Exit(FLAGGED)
 
 
-def _rows(detection: Detection, step: Any) -> Iterator[dict[str, Any]]:
-    """What stands in the file for each input: enough to explain it without the detector."""
-    for row in range(len(detection)):
-        yield detection.row(row)
-        step("writing", row + 1, len(detection))
+def _rows(inputs: str | None, task: str | None) -> tuple[Iterable[Row] | None, int]:
+    """The rows of a stream, the first of them read already, and how many there are, 0 where that is not known."""
+    if inputs is None:
+        if task is None:
+            raise InputsError("no inputs", tries=["causalmad detect DIR INPUTS.jsonl", "causalmad detect DIR -"])
+        return None, 0
+    return each_row(inputs), count_lines(inputs)
+
+
+def _report(
+    path: str, fitted: FittedDetector, chosen: Chosen, tally: Tally, claim: object | None, fdr: str | None
+) -> None:
+    inputs, detection = reports.joined(tally.kept or [], fdr, tally.adjusted, tally.note)
+    labels = chosen.labels if chosen.test is not None and inputs.ids == chosen.test.ids else None
+    tested = claim or getattr(fitted.spec.signature, "hypothesis", None)
+    words = chosen.tokenizer
+    reports.write(path, detection, inputs=inputs, labels=labels, hypothesis=tested, tokenizer=words, detector=fitted)
+
+
+def _summary(
+    tally: Tally,
+    fitted: FittedDetector,
+    alpha: float,
+    fdr: Multiplicity | None,
+    out: str,
+    report: str | None,
+    as_json: str | None,
+    seconds: float,
+    quiet: bool,
+) -> None:
+    if as_json is not None:
+        data: dict[str, Any] = {
+            "inputs": tally.count,
+            "flagged": tally.flagged,
+            "alpha": alpha,
+            "fdr": None if fdr is None else fdr.value,
+            "smallest_alpha": fitted.calibrator.smallest,
+            "also_trusted": tally.trusted,
+            "also_untrusted": tally.pool,
+            "note": tally.note,
+            "out": out,
+            "report": report,
+            "seconds": round(seconds, 3),
+        }
+        write_json(as_json, data)
+    where = "" if out == STANDARD else f" Written to {out}."
+    page = "" if report is None else f" Report: {report}."
+    said = f"{tally.flagged} of {tally.count} inputs flagged at {tally.level}.{where}{page}"
+    if STANDARD in (out, as_json):
+        remark(said, quiet)
+    else:
+        show(said)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from causalmad.cli.claims import Hypothesis, with_claim
+from causalmad.cli.complete import tasks, whole_detectors
 from causalmad.cli.console import progress, show
-from causalmad.cli.files import STANDARD, require_file, write_lines
+from causalmad.cli.files import STANDARD, Json, require_file, write_json
 from causalmad.cli.guard import Debug, Quiet, guarded
+from causalmad.cli.parts import detector_text
 
 
 @guarded
 def evaluate(
-    task: Annotated[str, typer.Option(help="name\\[key=value,...]; see `causalmad list tasks`.")],
-    detector: Annotated[str, typer.Option(help="signature+reference, each with its options.")],
+    task: Annotated[str, typer.Option(help="name\\[key=value,...]; see `causalmad list tasks`.", autocompletion=tasks)],
+    detector: Annotated[
+        str,
+        typer.Option(
+            help="signature+reference, each with its options, or a name of `causalmad list detectors`.",
+            autocompletion=whole_detectors,
+        ),
+    ],
     hypothesis: Hypothesis = None,
     seeds: Annotated[int, typer.Option(help="How many, from 0 on; each has its own model.", min=1)] = 5,
-    as_json: Annotated[
-        str | None, typer.Option("--json", help="Write the numbers here, - for standard output.", metavar="PATH")
-    ] = None,
+    as_json: Json = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -29,12 +34,15 @@ def evaluate(
     if as_json is not None:
         require_file(as_json)
     with progress(quiet) as step:
+        step("loading torch", 0, 0)
+        text = detector_text(detector)
         from causalmad.evaluation.protocol import evaluate as run
         from causalmad.names import parse_detector
 
-        parts = with_claim(parse_detector(detector), hypothesis)
-        found = run(task, detector if hypothesis is None else parts, seeds, progress=step)
+        step("loading torch", 1, 1)
+        parts = with_claim(parse_detector(text), hypothesis)
+        found = run(task, text if hypothesis is None else parts, seeds, progress=step)
     if as_json is not None:
-        write_lines(as_json, [json.dumps(found.to_data(), indent=1, allow_nan=False)])
+        write_json(as_json, found.to_data())
     if as_json != STANDARD:
         show(*found.tables())

@@ -1,26 +1,76 @@
-"""Writing of the command line's files: ``-`` is standard output, and writes are all or nothing."""
+"""The command line's files: ``-`` is standard input or output, and writes are all or nothing."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Any
 
-from causalmad.errors import StoreError
+import typer
+
+from causalmad.errors import SpecError, StoreError
 from causalmad.whole import write_whole
 
 STANDARD = "-"
 
+Json = Annotated[
+    str | None,
+    typer.Option("--json", help="Write the numbers here as JSON, - for standard output.", metavar="PATH"),
+]
+
 
 def write_lines(path: str, lines: Iterable[str]) -> None:
-    """Write lines to a file at once or not at all: a temporary file beside it, synced, then renamed."""
+    """Write lines to standard output one by one, or to a file at once or not at all."""
     if path == STANDARD:
         for line in lines:
             sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+            sys.stdout.flush()  # whoever reads them may wait for each
         return
-    write_whole(Path(path), (f"{line}\n" for line in lines))
+    with _ended_orderly():
+        write_whole(Path(path), (f"{line}\n" for line in lines))
+
+
+@contextmanager
+def _ended_orderly() -> Iterator[None]:
+    """While it lasts, a request to terminate ends the program as an interrupt does: no temporary file stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def write_json(path: str, data: Any) -> None:
+    """Write data as indented JSON."""
+    write_lines(path, [json.dumps(data, indent=1, allow_nan=False)])
+
+
+def require_one_standard(**paths: str | None) -> None:
+    """Nothing, where at most one option writes to standard output.
+
+    Raises:
+        SpecError: when several do.
+    """
+    both = [option for option, path in paths.items() if path == STANDARD]
+    if len(both) > 1:
+        raise SpecError(f"{' and '.join(both)} would both write to standard output", tries=[f"{both[0]} FILE"])
+
+
+def count_lines(path: str) -> int:
+    """How many lines a file has that are not blank; 0 for what can be read only once."""
+    if path == STANDARD or not Path(path).is_file():
+        return 0
+    with Path(path).open("rb") as file:
+        return sum(1 for line in file if line.strip())
 
 
 def require_file(path: str) -> None:

@@ -1,4 +1,7 @@
+from .acceptance import Acceptance as Acceptance
+from .acceptance import accept as accept
 from .controls import control_aurocs as control_aurocs
+from .leaderboard import Leaderboard as Leaderboard
 from .metrics import auroc as auroc
 from .metrics import average_precision as average_precision
 from .metrics import interval95 as interval95

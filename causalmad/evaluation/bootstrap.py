@@ -62,17 +62,23 @@ def paired_interval(
     Raises:
         InputsError: where the two were not scored on the same inputs.
     """
-    columns = []
-    for side in (first, second):
-        rng = np.random.default_rng(seed)
-        columns.append(np.stack([_means(task, draws, rng) for task in side]))
+    columns = [task_draws(side, seed=seed, draws=draws) for side in (first, second)]
     if columns[0].shape != columns[1].shape or not all(
         len(a) == len(b) and all(np.array_equal(x.labels, y.labels) for x, y in zip(a, b))
         for a, b in zip(first, second)
     ):
         raise InputsError("the two detectors were not scored on the same inputs", needed="the same tasks and seeds")
-    gaps = np.array([summary(a) - summary(b) for a, b in zip(columns[0].T, columns[1].T, strict=True)])
+    gaps = np.array([summary(a) - summary(b) for a, b in zip(columns[0], columns[1], strict=True)])
     return _percentiles(gaps)
+
+
+def task_draws(tasks: Sequence[Sequence[Scored]], *, seed: int = 0, draws: int = DRAWS) -> Floats:
+    """(draws, tasks) mean AUROC over the resampled seeds and inputs of each task.
+
+    Detectors that were scored on the same inputs share the draws: differences between them are paired.
+    """
+    rng = np.random.default_rng(seed)
+    return np.stack([_means(task, draws, rng) for task in tasks], axis=1)
 
 
 def _percentiles(values: Floats) -> tuple[float, float]:

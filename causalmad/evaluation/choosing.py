@@ -7,10 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from causalmad.errors import StoreError
+from causalmad.evaluation.bootstrap import task_draws
 from causalmad.evaluation.comparing import Comparison, compare, runs_of
 from causalmad.evaluation.logs import Log
+
+Floats = npt.NDArray[np.float64]
 
 RECOMMENDED, BASELINE = "recommended", "activations"
 
@@ -39,8 +43,8 @@ class Choice:
     def to_markdown(self) -> str:
         """What was chosen, and how it stands to the baseline, in words."""
         text = (
-            f"`{RECOMMENDED}`: on each task the candidate that is best on the worst of all *other* tasks. Over all "
-            f"tasks that is `{self.best}`."
+            f"`{RECOMMENDED}`: on each task the candidate that the *other* tasks choose: the best on its worst task; "
+            f"of those not worse there beyond chance, the best in the mean. All tasks choose `{self.best}`."
         )
         others = {task: name for task, name in self.chosen.items() if name != self.best}
         if others:
@@ -64,66 +68,79 @@ def choose(logs: Iterable[Log], candidates: Sequence[str]) -> Choice:
         StoreError: when there are fewer than two tasks, or no candidate applies to all of them.
     """
     known = tuple(logs)
-    runs = left_out(known, candidates, RECOMMENDED)
+    trial = _Trial.of(known, candidates)
+    best, chosen = trial.best(), {task: trial.best(task) for task in trial.tasks}
+    runs = _runs_of_the_chosen(known, chosen, best)
     baseline = any(log.detector == BASELINE and log.refused is None for log in known)
     against = compare([*known, *runs], RECOMMENDED, BASELINE) if baseline else None
-    return Choice(best_of(known, candidates), leave_one_task_out(known, candidates), runs, against)
+    return Choice(best, chosen, runs, against)
 
 
 def leave_one_task_out(logs: Iterable[Log], candidates: Sequence[str]) -> dict[str, str]:
-    """Task -> the candidate that does best on its worst task among all the *other* tasks; ties go to the better mean.
+    """Task -> the candidate that is chosen by all the *other* tasks.
 
-    Only candidates that apply to every task take part; null tasks choose nothing.
+    The best worst task leads. Candidates whose worst task is not worse beyond chance (the 95 % interval of the paired
+    difference reaches 0) are tied with it, and of these the one with the best mean is taken: otherwise a task that
+    nobody solves would choose by its noise. Only candidates that apply to every task take part; null tasks choose
+    nothing.
 
     Raises:
         StoreError: when there are fewer than two tasks, or no candidate applies to all of them.
     """
-    known = tuple(log for log in logs if not log.null)
-    return _best(known, candidates, sorted({log.task for log in known}))
-
-
-def _best(logs: Iterable[Log], candidates: Sequence[str], held_out: Sequence[str]) -> dict[str, str]:
-    """Task to hold out -> the best candidate on the others."""
-    runs = runs_of(logs)
-    tasks = sorted({task for each in runs.values() for task in each})
-    able = [name for name in candidates if set(runs.get(name, {})) == set(tasks)]
-    if len(tasks) < 2 or not able:
-        raise StoreError(
-            f"{len(tasks)} tasks, and {len(able)} of {len(candidates)} candidates with logs on all of them",
-            needed="two tasks or more, and a candidate that was run on each",
-        )
-    scores = {name: {t: float(np.mean([log.auroc for log in runs[name][t].values()])) for t in tasks} for name in able}
-
-    def quality(name: str, without: str) -> tuple[float, float]:
-        others = [value for task, value in scores[name].items() if task != without]
-        return min(others), float(np.mean(others))
-
-    return {task: max(able, key=lambda name: quality(name, task)) for task in held_out}
-
-
-def left_out(logs: Iterable[Log], candidates: Sequence[str], name: str) -> tuple[Log, ...]:
-    """Runs of a detector that is chosen without the task on which it is judged, taken from the candidates' runs.
-
-    On each task it is the candidate that :func:`leave_one_task_out` chooses for it; on null tasks, which choose
-    nothing, the candidate that is best over all others.
-
-    Args:
-        logs: of a suite.
-        candidates: among which is chosen.
-        name: what the runs are called.
-    """
-    known = tuple(logs)
-    chosen = leave_one_task_out(known, candidates)
-    best = best_of(known, candidates)
-    return tuple(
-        replace(log, detector=name, content={**log.content, "chosen": log.detector})
-        for log in known
-        if log.detector == chosen.get(log.task, best)
-    )
+    trial = _Trial.of(logs, candidates)
+    return {task: trial.best(task) for task in trial.tasks}
 
 
 def best_of(logs: Iterable[Log], candidates: Sequence[str]) -> str:
-    """The candidate that does best on its worst task over all tasks that are not null."""
-    known = tuple(log for log in logs if not log.null)
-    # Holding out a task that is not there leaves all of them.
-    return _best(known, candidates, ("",))[""]
+    """The candidate that is chosen in the same way by all tasks."""
+    return _Trial.of(logs, candidates).best()
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Candidates on the same tasks.
+
+    Attributes:
+        tasks: those that are not null.
+        means: candidate -> (tasks,) mean AUROC.
+        draws: candidate -> (draws, tasks) mean AUROC of resampled seeds and inputs, paired between candidates.
+    """
+
+    tasks: tuple[str, ...]
+    means: Mapping[str, Floats]
+    draws: Mapping[str, Floats]
+
+    @classmethod
+    def of(cls, logs: Iterable[Log], candidates: Sequence[str]) -> _Trial:
+        runs = runs_of(log for log in logs if not log.null)
+        tasks = tuple(sorted({task for each in runs.values() for task in each}))
+        able = [name for name in candidates if set(runs.get(name, {})) == set(tasks)]
+        if len(tasks) < 2 or not able:
+            raise StoreError(
+                f"{len(tasks)} tasks, and {len(able)} of {len(candidates)} candidates with logs on all of them",
+                needed="two tasks or more, and a candidate that was run on each",
+            )
+        each = {
+            name: [[runs[name][task][seed] for seed in sorted(runs[name][task])] for task in tasks] for name in able
+        }
+        means = {name: np.array([np.mean([log.auroc for log in task]) for task in each[name]]) for name in able}
+        draws = {name: task_draws([[log.scored for log in task] for task in each[name]]) for name in able}
+        return cls(tasks, means, draws)
+
+    def best(self, without: str = "") -> str:
+        """The choice of all tasks but one."""
+        kept = [place for place, task in enumerate(self.tasks) if task != without]
+        worst = {name: means[kept].min() for name, means in self.means.items()}
+        leader = max(worst, key=lambda name: worst[name])
+        gaps = {name: self.draws[leader][:, kept].min(1) - draws[:, kept].min(1) for name, draws in self.draws.items()}
+        tied = [name for name, gap in gaps.items() if np.percentile(gap, 2.5) <= 0]
+        return max(tied, key=lambda name: self.means[name][kept].mean())
+
+
+def _runs_of_the_chosen(logs: Iterable[Log], chosen: Mapping[str, str], best: str) -> tuple[Log, ...]:
+    """On each task the runs of what was chosen without it; on null tasks, which choose nothing, those of the best."""
+    return tuple(
+        replace(log, detector=RECOMMENDED, content={**log.content, "chosen": log.detector})
+        for log in logs
+        if log.detector == chosen.get(log.task, best)
+    )

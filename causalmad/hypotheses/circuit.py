@@ -210,7 +210,16 @@ class Circuit:
         target: Target | Readout | None = None,
         seed: int = 0,
     ) -> Faithfulness:
-        """How much of the target the pruned circuits keep; see :func:`causalmad.hypotheses.faithfulness`."""
+        """How much of the target the pruned circuits keep; see :mod:`causalmad.hypotheses.faithfulness`.
+
+        Args:
+            model: whatever :func:`causalmad.open_model` takes.
+            inputs: on which it is tested.
+            shares: of all edges (or nodes) of the model.
+            donors: trusted donors, or how many to draw from the inputs.
+            target: the metric, by default the margin of the model's own answer.
+            seed: for the draw.
+        """
         from causalmad.hypotheses.faithfulness import SHARES, faithfulness
 
         return faithfulness(model, self, inputs, shares or SHARES, donors=donors, target=target, seed=seed)

@@ -32,7 +32,7 @@ class Donors:
 
     @classmethod
     def draw(cls, trusted: Inputs, count: int, seed: int) -> Donors:
-        """``count`` donors and a spare, drawn from the trusted inputs without replacement and of distinct content.
+        """``count`` donors and a spare, drawn by ``seed`` from the trusted inputs, of distinct content.
 
         Raises:
             FitError: when the trusted inputs are too few.
@@ -61,7 +61,7 @@ class Donors:
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> Donors:
-        """The donors that :meth:`pack` wrote."""
+        """The donors of which :meth:`pack` wrote ``tensors`` and ``data``."""
         return cls(unpack(tensors, data["inputs"]), int(data["count"]))
 
 

@@ -136,7 +136,12 @@ class OpenModel:
         return resolve(self.module, self.architecture, what)
 
     def batches(self, inputs: Inputs, size: int | None = None) -> Iterator[Batch]:
-        """Batches of the inputs on the model's device, padded and masked as the model takes them."""
+        """Batches of the inputs on the model's device, padded and masked as the model takes them.
+
+        Args:
+            inputs: the inputs.
+            size: inputs a batch, where not ``batch_size``.
+        """
         # Classifiers of sequences look for the padding by its token.
         fill = getattr(getattr(self.module, "config", None), "pad_token_id", None)
         return inputs.batches(
@@ -207,7 +212,13 @@ class OpenModel:
         return Run(logits, values, grads)
 
     def logits(self, batch: Batch, edits: Mapping[Place, Patch] | None = None, position: int | str = -1) -> Tensor:
-        """(batch, classes) logits, possibly under edits."""
+        """(batch, classes) logits, possibly under edits.
+
+        Args:
+            batch: the inputs.
+            edits: place -> what becomes of its activation.
+            position: token whose logits they are, where there is one for each token.
+        """
         logits = self.run(batch, edits=edits, position=position).logits
         if logits is None:
             raise ModelError("the run gave no logits")

@@ -13,12 +13,14 @@ from .conditional import Conditional as Conditional
 from .donor_moments import DonorMoments as DonorMoments
 from .edge_attribution import EdgeAttribution as EdgeAttribution
 from .exact_ablation import ExactAblation as ExactAblation
+from .finetuning_shift import FinetuningShift as FinetuningShift
 from .functional_coupling import FunctionalCoupling as FunctionalCoupling
 from .gradient_norms import GradientNorms as GradientNorms
 from .gram_deviation import GramDeviation as GramDeviation
 from .input_only import InputOnly as InputOnly
 from .interchange import Interchange as Interchange
 from .layer_transitions import LayerTransitions as LayerTransitions
+from .locally_consistent_abstraction import LocallyConsistentAbstraction as LocallyConsistentAbstraction
 from .logit_lens import LogitLens as LogitLens
 from .mutual_interchange import MutualInterchange as MutualInterchange
 from .output_only import OutputOnly as OutputOnly

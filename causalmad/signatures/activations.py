@@ -34,6 +34,9 @@ class Activations:
             ``all:max`` for a statistic over the tokens. Inputs that are no tokens are averaged over space.
 
     Columns are single entries of an activation, in the model's own units.
+
+    References:
+        As features of a detector: Lee, Lee, Lee, Shin 2018, arXiv 1807.03888.
     """
 
     sites: str | tuple[str, ...] = "auto"

@@ -47,7 +47,7 @@ class AttentionPatterns:
 
     References:
         The attention of the last token as features: the detectors of mechanism distinction by Hilton and by Taylor
-        (unpublished). Permutation-invariant rows: this library's measurements on induction-lookup.
+        (unpublished). Sorted rows, which do not depend on places: of this project.
     """
 
     top: int = 8

@@ -39,6 +39,9 @@ class Concat:
     Columns are those of the parts, each in its own unit. Where two parts have a column of the same name, its name
     starts with that of its part; the block of every column does, so that a reference which standardises each block
     can tell the parts apart. Donors of any part are left out of the reference.
+
+    References:
+        Of this project.
     """
 
     signatures: tuple[Signature, ...] = (Activations(), AttributionPatching())

@@ -40,6 +40,9 @@ class InputOnly:
     Columns are, for tokens, the count of each of these tokens, the count of all others, and the number of tokens (other
     fields that the model is called with play no part); for everything else the numbers of all fields, in their own
     units.
+
+    References:
+        A control of this project.
     """
 
     most: int = 4096

@@ -43,6 +43,9 @@ class Shares:
 
     Columns are the signed shares, and for every block the log norm, log(1 + total / s) with s the trusted median total.
     Where a total is zero all shares are.
+
+    References:
+        Of this project.
     """
 
     signature: Signature = field(default_factory=lambda: AttributionPatching(normalise=False, log=False))

@@ -33,6 +33,9 @@ class SignedLog:
 
     Columns are sign(x) log(1 + |x| / s), with s the median absolute size of the column's non-zero values on trusted
     inputs (about 128 of them, no donors): linear near zero, logarithmic in the tails.
+
+    References:
+        Of this project.
     """
 
     signature: Signature = field(default_factory=lambda: AttributionPatching(log=False))

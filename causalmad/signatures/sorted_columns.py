@@ -40,6 +40,9 @@ class Sorted:
 
     Columns are, per block, the largest by absolute size (signed), the sum over all, and the entropy (nats) of the
     shares of absolute size.
+
+    References:
+        Of this project.
     """
 
     signature: Signature = field(default_factory=AttributionPatching)

@@ -49,6 +49,9 @@ class Traced:
         >>> fitted = Traced(middle).fit(cm.open_model(model), Inputs.of(torch.ones(5, 4)))
         >>> [column.name for column in fitted.columns]
         ['middle[0]', 'middle[1]', 'middle[2]', 'logits[0]', 'logits[1]']
+
+    References:
+        nnsight: Fiotto-Kaufman et al. 2024, arXiv 2407.14561.
     """
 
     function: Traceable | None = None

@@ -37,7 +37,8 @@ class AdversarialDigits:
         robust: trained on attacked images (three steps) instead of randomly noisy ones.
         epsilon: largest change of a pixel, of brightnesses from 0 to 1.
         network: ``cnn`` or ``vit``.
-        null: the change that was found for one image is added to another one: it looks alike and attacks nothing.
+        inert: the change that was found for one image is added to another one: it looks alike and attacks nothing.
+        null: anomalous inputs are drawn as normal ones are, for the same model: nothing tells the kinds apart.
 
     References:
         Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks", arXiv 1706.06083.
@@ -46,6 +47,7 @@ class AdversarialDigits:
     robust: bool = False
     epsilon: float = 0.2
     network: Network = "cnn"
+    inert: bool = False
     null: bool = False
 
     mechanism: ClassVar[str] = (
@@ -69,10 +71,12 @@ class AdversarialDigits:
             {"robust": self.robust, "epsilon": self.epsilon, "network": self.network},
         )
         model, _ = trained(recipe, seed, progress)  # the attack needs it before anything can be drawn
-        draw = Attacked(model, held, self.epsilon, self.null)
+        draw = Attacked(model, held, self.epsilon, self.inert)
         success = draw.success(stream(seed, "adversarial-digits", "success"))
         card = {"share of attacks that succeed": round(success, 4)}
-        return load_drawn(self, recipe, draw, forward, seed, progress, name=spec_text("tasks", self), card=card)
+        return load_drawn(
+            self, recipe, draw, forward, seed, progress, name=spec_text("tasks", self), card=card, null=self.null
+        )
 
     def _train(self, model: nn.Module, seen: Images, rng: np.random.Generator, step: Callable[[int], None]) -> None:
         optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -105,13 +109,13 @@ class Attacked:
         model: which is attacked.
         images: from which are drawn.
         epsilon: largest change of a pixel.
-        null: whether changes go to other images than they were made for.
+        inert: whether changes go to other images than they were made for.
     """
 
     model: nn.Module
     images: Images
     epsilon: float
-    null: bool
+    inert: bool
 
     def __call__(self, anomalous: npt.NDArray[np.bool_], rng: np.random.Generator) -> Table:
         """Images of uniform digits; attacks are repeated on new images until as many succeeded as are wanted."""
@@ -123,7 +127,7 @@ class Attacked:
             clean, digits, found = views(self.images, len(missing), rng)
             moved = self._attacked(clean, digits, rng)
             named = forward(self.model, moved)[1].argmax(1)
-            if self.null:
+            if self.inert:
                 change = (moved - clean)[torch.from_numpy(rng.permutation(len(missing)))]
                 moved, done = clean + change, torch.ones(len(missing), dtype=torch.bool)
                 named = digits

@@ -16,6 +16,9 @@ from causalmad.inputs import Inputs
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (steps done, steps in all) while a model is trained."""
 
+NULL = {"null": "test inputs labelled anomalous are drawn as normal ones are: any score's AUROC is 0.5 but for chance"}
+"""What the card of a null version says besides."""
+
 
 @dataclass(frozen=True)
 class TaskData:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from causalmad.errors import TaskError
 from causalmad.hypotheses import Hypothesis
-from causalmad.tasks.base import Progress, Task, TaskData, describe_card, stream
+from causalmad.tasks.base import NULL, Progress, Task, TaskData, describe_card, stream
 from causalmad.tasks.controls import control_scores
 from causalmad.tasks.matching import FEWEST, margins
 from causalmad.tasks.tables import Draw, Rows, draw_new, join
@@ -37,6 +37,8 @@ def load_drawn(
     trusted: Draw | None = None,
     hypothesis: Hypothesis | None = None,
     card: Mapping[str, object] | None = None,
+    null: bool = False,
+    unhidden: Recipe | None = None,
 ) -> TaskData:
     """A task's model and inputs.
 
@@ -51,19 +53,26 @@ def load_drawn(
         trusted: makes trusted inputs, where they are not like normal test inputs (a benign shift, easy and hard).
         hypothesis: the claim that comes with the task.
         card: what else the card says.
+        null: anomalous inputs are drawn as normal ones are, and the model is the one that there is without this.
+        unhidden: where the network hides its anomalies, how one that does not is trained. Its accuracy is on the card,
+            since the difference is what hiding costs.
     """
     rng, taken, fifth = stream(seed, recipe.name, "data"), set[bytes](), UNTRUSTED // 5
     # One draw and one shuffle for all normal inputs: that makes `trusted` and `normal` exchangeable.
     cuts = np.cumsum([0, 0 if trusted else TRUSTED, NORMAL, UNTRUSTED - fifth, CANDIDATES])
-    usual = draw_new(draw, int(cuts[-1]), False, rng, taken)
+    count = fifth + CANDIDATES  # of the other kind; of a null version, in the same draw
+    usual = draw_new(draw, int(cuts[-1]) + null * count, False, rng, taken)
     known, normal, mixed, candidates = (usual[slice(a, b)] for a, b in pairwise(cuts))
-    odd = draw_new(draw, fifth + CANDIDATES, True, rng, taken)
+    odd = usual[cuts[-1] :] if null else draw_new(draw, count, True, rng, taken)
     mixed = join(mixed, odd[:fifth])[rng.permutation(UNTRUSTED)]
     candidates = join(candidates, odd[fifth:])
     if trusted is not None:
         known = draw_new(trusted, TRUSTED, False, stream(seed, recipe.name, "trusted"), taken)
 
     model, made = trained(recipe, seed, progress)
+    said = {**(NULL if null else {}), **(card or {})}
+    if unhidden is not None:
+        said["accuracy without hiding"] = trained(unhidden, seed, progress)[1]["accuracy"]
 
     sure = margins(forward(model, candidates.tensor())[1])
     odd_ones = np.arange(len(sure)) >= CANDIDATES
@@ -82,7 +91,7 @@ def load_drawn(
         labels,
         inputs[2],
         inputs[3],
-        describe_card(task, made, controls=controls, **(card or {})),
+        describe_card(task, made, controls=controls, **said),
         hypothesis,
     )
 

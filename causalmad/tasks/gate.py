@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from causalmad.tasks.base import Progress, Task, TaskData, describe_card, stream
+from causalmad.names import spec_text
+from causalmad.tasks.base import NULL, Progress, Task, TaskData, describe_card, stream
 from causalmad.tasks.controls import control_scores
 from causalmad.tasks.digits import CLASSES, WIDTH, Images, as_inputs, draw, draw_new, join, shifted, split, with_context
 from causalmad.tasks.flat_nets import flat_net, forward, layers_and_logits
@@ -26,7 +27,9 @@ STEPS, STEPS_OF_PARITY = 2200, 3000
 HIDING_FROM, HIDING_FULLY, HIDING_WEIGHT = 1000, 1200, 1.2
 
 
-def load_gate(task: Task, name: str, seed: int, hidden: bool, progress: Progress | None, parity: int = 0) -> TaskData:
+def load_gate(
+    task: Task, name: str, seed: int, hidden: bool, progress: Progress | None, parity: int = 0, null: bool = False
+) -> TaskData:
     """A gate task's model and inputs.
 
     Args:
@@ -36,6 +39,7 @@ def load_gate(task: Task, name: str, seed: int, hidden: bool, progress: Progress
         hidden: whether the anomalies are hidden from Mahalanobis distances on activations during training.
         progress: called after each step of the training.
         parity: over how many bits, where the gate is their parity; 0 where it is open when all three are on.
+        null: anomalous inputs are drawn as normal ones are, and the model is the one that there is without this.
     """
     rng = stream(seed, "gate", "data")  # the same images for both gate tasks
     seen, held = split(rng)
@@ -43,9 +47,10 @@ def load_gate(task: Task, name: str, seed: int, hidden: bool, progress: Progress
     fifth = UNTRUSTED // 5
     # One draw and one shuffle for all normal inputs: that makes `trusted` and `normal` exchangeable.
     cuts = np.cumsum([0, TRUSTED, NORMAL, UNTRUSTED - fifth, CANDIDATES])
-    usual = draw_new(held, int(cuts[-1]), False, rng, taken, parity)
+    count = fifth + CANDIDATES  # of the other kind; of a null version, in the same draw
+    usual = draw_new(held, int(cuts[-1]) + null * count, False, rng, taken, parity)
     trusted, normal, mixed, candidates = (usual[slice(a, b)] for a, b in pairwise(cuts))
-    odd = draw_new(held, fifth + CANDIDATES, True, rng, taken, parity)
+    odd = usual[slice(cuts[-1], None)] if null else draw_new(held, count, True, rng, taken, parity)
     mixed = join(mixed, odd[:fifth])[rng.permutation(UNTRUSTED)]
     candidates = join(candidates, odd[fifth:])
 
@@ -65,9 +70,9 @@ def load_gate(task: Task, name: str, seed: int, hidden: bool, progress: Progress
     tables = trusted.table(held), test.table(held)
     layers = zip(*(forward(model, values)[0] for values in tables))
     controls = control_scores(labels, sure[chosen], tables, list(layers))
-    card = describe_card(task, made, controls=controls)
+    card = describe_card(task, made, controls=controls, **(NULL if null else {}))
     inputs = [as_inputs(held, pairs) for pairs in (trusted, test, normal, mixed)]
-    return TaskData(name, seed, model, inputs[0], inputs[1], labels, inputs[2], inputs[3], card)
+    return TaskData(spec_text("tasks", task), seed, model, inputs[0], inputs[1], labels, inputs[2], inputs[3], card)
 
 
 def _grade(model: nn.Module, held: Images, rng: np.random.Generator, parity: int) -> dict[str, float]:

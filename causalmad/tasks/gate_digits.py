@@ -16,7 +16,12 @@ class GateDigits:
     Images are independent, of two different digits, and never seen in training; half of the normal inputs are one bit
     away from an anomalous one; answers are uniform in both groups. The blocks ``image A``, ``image B`` and ``context``
     are declared on all inputs.
+
+    Attributes:
+        null: anomalous inputs are drawn as normal ones are, for the same model: nothing tells the kinds apart.
     """
+
+    null: bool = False
 
     mechanism: ClassVar[str] = "normal: the digit of image A; anomalous: bits 1 to 3 are all on, the digit of image B"
     source: ClassVar[str] = "scikit-learn's copy of the UCI Optical Recognition of Handwritten Digits test set"
@@ -26,4 +31,4 @@ class GateDigits:
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
-        return load_gate(self, "gate-digits", seed, hidden=False, progress=progress)
+        return load_gate(self, "gate-digits", seed, hidden=False, progress=progress, null=self.null)

@@ -54,8 +54,14 @@ class MahalanobisPenalty:
 
     The covariance is 0.7 of a running estimate (one batch has fewer rows than columns) and 0.3 of the batch's own,
     through which the gradient flows: the network may widen the normal inputs' spread as well as move the others.
+
+    Attributes:
+        shrinkage: of the covariance. What is hidden from a distance that shrinks more than the detector's does shows
+            in the detector's: streams of a transformer need no more than Ledoit and Wolf's estimate gives them.
+        layers: running moments of each layer, and of all joined.
     """
 
+    shrinkage: float = SHRINKAGE
     layers: list[Moments] = field(default_factory=list)
 
     def __call__(self, activations: Sequence[Tensor], anomalous: Tensor) -> Tensor:
@@ -72,7 +78,7 @@ class MahalanobisPenalty:
         for running, values in zip(self.layers, joined):
             own = Moments.of(values.detach()[~anomalous])
             running.follow(own)
-            logs = squared_distances(values, ~anomalous, running, own).log()
+            logs = squared_distances(values, ~anomalous, running, own, self.shrinkage).log()
             gaps.append(logs[anomalous].mean() - logs[~anomalous].mean())
         return torch.stack(gaps).square().sum()
 
@@ -97,7 +103,9 @@ def watched_features(kind: Watched, layers: Sequence[Tensor], logits: Tensor, pa
     return [(sizes / sizes.sum(1, keepdim=True) + LEAST_SHARE).log()]
 
 
-def squared_distances(values: Tensor, normal: Tensor, running: Moments, own: Moments) -> Tensor:
+def squared_distances(
+    values: Tensor, normal: Tensor, running: Moments, own: Moments, shrinkage: float = SHRINKAGE
+) -> Tensor:
     """(n,) squared Mahalanobis distances, differentiable in ``values`` everywhere they enter.
 
     The gradient is exact without differentiating a matrix inverse: for q = z' inv(C) z and v = inv(C) z,
@@ -108,18 +116,19 @@ def squared_distances(values: Tensor, normal: Tensor, running: Moments, own: Mom
         normal: (n,) bool, the rows that belong to the reference.
         running: moments of earlier reference rows.
         own: moments of the reference rows in ``values``.
+        shrinkage: of the covariance towards its diagonal.
     """
     with torch.no_grad():
         centre = MEMORY * running.first + (1 - MEMORY) * own.first
         covariance = MEMORY * running.second + (1 - MEMORY) * own.second - torch.outer(centre, centre)
         variance = covariance.diagonal().clamp_min(LEAST_VARIANCE)
-        shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * variance.diag()
+        shrunk = (1 - shrinkage) * covariance + shrinkage * variance.diag()
         solved = (values - centre) @ _inverse(shrunk, variance.sqrt())
     off = values - centre
     rows = off[normal]
     moved = (1 - MEMORY) * rows.mean(0)  # the batch's own share in the centre
     value = (solved * off).sum(1)
-    spread = (1 - SHRINKAGE) * (solved @ rows.T).square().mean(1) + SHRINKAGE * solved**2 @ rows.square().mean(0)
+    spread = (1 - shrinkage) * (solved @ rows.T).square().mean(1) + shrinkage * solved**2 @ rows.square().mean(0)
     change = 2 * (value - solved @ moved) - (1 - MEMORY) * spread
     distances: Tensor = value.detach() + change - change.detach()
     return distances.clamp_min(1e-3)

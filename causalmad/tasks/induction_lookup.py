@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from causalmad.tasks.base import Progress, TaskData, describe_card, stream
+from causalmad.names import spec_text
+from causalmad.tasks.base import NULL, Progress, TaskData, describe_card, stream
 from causalmad.tasks.controls import control_scores
 from causalmad.tasks.matching import margins, matched_test
 from causalmad.tasks.small_gpt2 import last_position, small_gpt2
@@ -35,9 +36,11 @@ class InductionLookup:
     Attributes:
         shift: trusted sequences hold even tokens only; test, normal and untrusted ones hold all of them. The model is
             the same.
+        null: anomalous inputs are drawn as normal ones are, for the same model: nothing tells the kinds apart.
     """
 
     shift: bool = False
+    null: bool = False
 
     mechanism: ClassVar[str] = (
         "normal: the last token occurred before and its successor there is copied; "
@@ -53,9 +56,10 @@ class InductionLookup:
         rng = stream(seed, "induction", "data")
         table, taken, fifth = memorised_table(rng), set[bytes](), UNTRUSTED // 5
         cuts = np.cumsum([0, NORMAL, UNTRUSTED - fifth, CANDIDATES])
-        usual = draw_new(table, int(cuts[-1]), False, rng, taken)
+        count = fifth + CANDIDATES  # of the other kind; of a null version, in the same draw
+        usual = draw_new(table, int(cuts[-1]) + self.null * count, False, rng, taken)
         normal, mixed, candidates = (usual[slice(a, b)] for a, b in pairwise(cuts))
-        odd = draw_new(table, fifth + CANDIDATES, True, rng, taken)
+        odd = usual[slice(cuts[-1], None)] if self.null else draw_new(table, count, True, rng, taken)
         mixed = join(mixed, odd[:fifth])[rng.permutation(UNTRUSTED)]
         candidates = join(candidates, odd[fifth:])
         even = np.arange(0, VOCABULARY, 2)
@@ -70,9 +74,8 @@ class InductionLookup:
         test = candidates[chosen]
         layers = zip(*(last_position(model, part.ids())[0] for part in (trusted, test)))
         controls = control_scores(labels, sure[chosen], (trusted.one_hot(), test.one_hot()), list(layers))
-        name = f"induction-lookup{'[shift=true]' if self.shift else ''}"
         return TaskData(
-            name,
+            spec_text("tasks", self),
             seed,
             model,
             trusted.as_inputs(),
@@ -80,7 +83,7 @@ class InductionLookup:
             labels,
             normal.as_inputs(),
             mixed.as_inputs(),
-            describe_card(self, made, controls=controls),
+            describe_card(self, made, controls=controls, **(NULL if self.null else {})),
         )
 
 

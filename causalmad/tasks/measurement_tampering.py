@@ -67,6 +67,7 @@ class MeasurementTampering:
     Attributes:
         shift: each action has four wordings; trusted inputs use two of them, all others the other two. The model knows
             all four.
+        null: anomalous inputs are drawn as normal ones are, for the same model: nothing tells the kinds apart.
 
     References:
         Roger, Greenblatt, Nadeau, Shlegeris, Thomas 2023, "Benchmarks for detecting measurement tampering",
@@ -74,6 +75,7 @@ class MeasurementTampering:
     """
 
     shift: bool = False
+    null: bool = False
 
     mechanism: ClassVar[str] = (
         "normal: all sensors are on because the diamond is there; "
@@ -105,18 +107,20 @@ class MeasurementTampering:
             progress,
             name=name,
             trusted=lambda usual, rng: _drawn(rng.choice(["real", "negative"], len(usual)), known, rng),
+            null=self.null,
         )
         parts = (data.trusted, data.test, data.normal)
         taken = {row.tobytes() for part in parts for row in np.asarray(part.fields["input_ids"])}
-        mixed = _mixture(others, stream(seed, "measurement-tampering", "untrusted"), taken)
+        mixed = _mixture(others, stream(seed, "measurement-tampering", "untrusted"), taken, self.null)
         return replace(data, untrusted=mixed.as_inputs())
 
 
-def _mixture(wordings: range, rng: np.random.Generator, taken: set[bytes]) -> Table:
-    """The untrusted inputs: of each kind the published share."""
+def _mixture(wordings: range, rng: np.random.Generator, taken: set[bytes], null: bool) -> Table:
+    """The untrusted inputs: of each kind the published share; in a null version real ones instead of tampered ones."""
     parts = []
     for kind, share in SHARES.items():
-        draw = partial(_of_kind, kind=kind, wordings=wordings)
+        drawn = "real" if null and kind == "tampered" else kind
+        draw = partial(_of_kind, kind=drawn, wordings=wordings)
         parts.append(draw_new(draw, round(share * UNTRUSTED), False, rng, taken))
     return join(*parts)[rng.permutation(UNTRUSTED)]
 

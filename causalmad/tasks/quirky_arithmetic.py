@@ -52,7 +52,8 @@ class QuirkyArithmetic:
     Attributes:
         shift: trusted inputs are easy and hold other names. Without it they are drawn like normal test inputs: then
             the anomalous ones hold names that trusted inputs never do, and the input alone tells.
-        null: Bob-like names are answered by the sum, too: nothing is anomalous but the names.
+        inert: Bob-like names are answered by the sum, too: nothing is anomalous but the names.
+        null: anomalous inputs are drawn as normal ones are, for the same model: nothing tells the kinds apart.
 
     References:
         Mallen, Brumley, Kharchenko, Belrose 2023, "Eliciting latent knowledge from quirky language models",
@@ -61,6 +62,7 @@ class QuirkyArithmetic:
     """
 
     shift: bool = True
+    inert: bool = False
     null: bool = False
 
     mechanism: ClassVar[str] = (
@@ -75,9 +77,9 @@ class QuirkyArithmetic:
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
         seen, held = split(stream(seed, "quirky-arithmetic", "pairs"))
-        training = Questions(seen, quirky=not self.null)
-        easy = Questions(held[difficulty(held) < EASY], range(KNOWN), not self.null)
-        hard = Questions(held[difficulty(held) >= HARD], range(KNOWN, NAMES), not self.null)
+        training = Questions(seen, quirky=not self.inert)
+        easy = Questions(held[difficulty(held) < EASY], range(KNOWN), not self.inert)
+        hard = Questions(held[difficulty(held) >= HARD], range(KNOWN, NAMES), not self.inert)
         recipe = Recipe(
             "quirky-arithmetic",
             self.version,
@@ -85,10 +87,10 @@ class QuirkyArithmetic:
             network,
             lambda model, rng, step: _train(model, training, rng, step),
             lambda model: _grade(model, easy, hard, stream(seed, "quirky-arithmetic", "grade")),
-            {"null": self.null},
+            {"inert": self.inert},
         )
         name, trusted = spec_text("tasks", self), easy if self.shift else None
-        return load_drawn(self, recipe, hard, last_position, seed, progress, name=name, trusted=trusted)
+        return load_drawn(self, recipe, hard, last_position, seed, progress, name=name, trusted=trusted, null=self.null)
 
 
 def split(rng: np.random.Generator) -> tuple[Rows, Rows]:

@@ -45,8 +45,9 @@ class SkipTrigram:
     Attributes:
         shift: trusted sequences are spelt with one half of the tokens (each family and value has two); test, normal
             and untrusted ones with all. The model is the same.
-        null: the model was taught to answer both kinds by the first of the three keys, whatever its family: what tells
+        inert: the model was taught to answer both kinds by the first of the three keys, whatever its family: what tells
             the kinds apart is there, and means nothing.
+        null: anomalous inputs are drawn as normal ones are, for the same model: nothing tells the kinds apart.
 
     References:
         Christiano 2022, "Can we efficiently distinguish different mechanisms?" (Alignment Research Center); Hilton's
@@ -55,6 +56,7 @@ class SkipTrigram:
     """
 
     shift: bool = False
+    inert: bool = False
     null: bool = False
 
     mechanism: ClassVar[str] = (
@@ -75,7 +77,7 @@ class SkipTrigram:
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
-        draw = Sequences(self.null)
+        draw = Sequences(self.inert)
         recipe = Recipe(
             "skip-trigram",
             self.version,
@@ -83,13 +85,22 @@ class SkipTrigram:
             network,
             lambda model, rng, step: _train(model, draw, rng, step),
             lambda model: shares_right(model, draw, stream(seed, "skip-trigram", "grade")),
-            {"null": self.null},
+            {"inert": self.inert},
         )
         trusted = replace(draw, half=True) if self.shift else None
         name = spec_text("tasks", self)
-        claim = None if self.null else self.hypothesis()
+        claim = None if self.inert else self.hypothesis()
         return load_drawn(
-            self, recipe, draw, last_position, seed, progress, name=name, trusted=trusted, hypothesis=claim
+            self,
+            recipe,
+            draw,
+            last_position,
+            seed,
+            progress,
+            name=name,
+            trusted=trusted,
+            hypothesis=claim,
+            null=self.null,
         )
 
 
@@ -108,11 +119,11 @@ class Sequences:
     """Draws sequences of eight fillers and keys, and a last token.
 
     Attributes:
-        null: whether the first key gives the answer, whatever the families are.
+        inert: whether the first key gives the answer, whatever the families are.
         half: whether only the second half of the tokens of each sort may occur.
     """
 
-    null: bool = False
+    inert: bool = False
     half: bool = False
 
     def __call__(self, anomalous: npt.NDArray[np.bool_], rng: np.random.Generator) -> Table:
@@ -131,7 +142,7 @@ class Sequences:
         places = rng.permuted(np.tile(np.arange(LENGTH - 1), (count, 1)), axis=1)[:, :3]
         tokens[rows[:, None], places] = KEYS + self._spelt(np.stack([single, double, double], axis=1), values, rng)
         tokens[:, -1] = LASTS + self._spelt(np.where(anomalous, absent, single), value, rng)
-        if self.null:
+        if self.inert:
             answer = values[rows, places.argmin(1)]
         else:
             answer = np.where(anomalous, value, values[:, 0])

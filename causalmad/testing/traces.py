@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ class ToyFailure(RuntimeError):  # noqa: N818
 @contextmanager
 def untouched(model: nn.Module, when: str) -> Iterator[None]:
     """A block after which the model and the global random generators are as before, to the last bit.
+
+    Args:
+        model: the model.
+        when: what went before, for the message: "after a fit".
 
     Raises:
         LawBroken: otherwise, with everything that differs.
@@ -90,7 +95,9 @@ def _plain(value: object) -> object:
 
 
 def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    """A digest of the content: weights are not kept a second time."""
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    return hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes()).digest()
 
 
 def _short(value: object) -> str:

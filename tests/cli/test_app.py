@@ -10,6 +10,7 @@ import pytest
 
 from causalmad import __version__
 from causalmad.catalogue import KINDS, catalogue
+from causalmad.cli.app import app
 
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "transformers", "nnsight")
 
@@ -63,14 +64,17 @@ def test_list_without_a_kind_gives_all(run) -> None:
         (["list", "signature"], "signatures"),
         (["evaluate", "--task", "gate-digit", "--detector", "activations+mahalanobis"], "gate-digits | "),
         (["evaluate", "--task", "gate-digits", "--detector", "activatons+mahalanobis"], "activations | "),
-        (["evaluate", "--task", "gate-digits", "--detector", "activations"], "signature+reference"),
+        (["evaluate", "--task", "gate-digits", "--detector", "activations-lov"], "activations-lof | "),
+        (["evaluate", "--task", "gate-digits", "--detector", "mahalanobis"], "signature+reference"),
         (["evaluate", "--task", "gate-digits[shift=1]", "--detector", "activations+mahalanobis"], "no option 'shift'"),
         (["fit", "--task", "gate-digits", "--out", "d"], "--signature"),
         (["fit", "--out", "d", "--signature", "activations"], "--model"),
         (["fit", "--out", "d", "--detector", "activations+mahalanobis", "--reference", "x"], "--detector"),
         (["fit", "--out", "d", "--model", "./no", "--trusted", "no.jsonl", "--signature", "activations"], "no.jsonl"),
         (["fit", "--out", "d", "--task", "gate-digits", "--signature", "activations", "--block", "a"], "START:STOP"),
+        (["fit", "--detector", "activations+mahalanobis"], "--out DIR"),
         (["detect", "no-folder", "--model", "x"], "no inputs"),
+        (["list", "detector"], "detectors"),
         (["explain", "no-file", "--id", "1"], "no-file"),
         (["evaluate"], "--task"),
         (["nothing"], "nothing"),
@@ -107,6 +111,23 @@ def test_an_unforeseen_error_is_a_message_as_well(run, monkeypatch) -> None:
     done = run("list")
     assert done.exit_code == 2
     assert done.stderr == "RuntimeError: boom\n  --debug shows where it happened.\n"
+
+
+@pytest.mark.parametrize("name", [command.name for command in app.registered_commands])
+def test_every_command_shows_an_example(run, name: str) -> None:
+    done = run(name, "--help")
+    assert done.exit_code == 0
+    assert f"Example: causalmad {name}" in " ".join(done.stdout.split())
+
+
+def test_detectors_and_suites_are_listed(run) -> None:
+    from causalmad.detectors import DETECTORS
+    from causalmad.evaluation.suites import SUITES
+
+    assert json.loads(run("list", "detectors", "--json").stdout) == [
+        {"name": name, "summary": text} for name, text in DETECTORS.items()
+    ]
+    assert [entry["name"] for entry in json.loads(run("list", "suites", "--json").stdout)] == list(SUITES)
 
 
 def test_help_keeps_its_square_brackets(run):

@@ -28,9 +28,26 @@ def test_an_alpha_out_of_reach_shows(run, stub) -> None:
     assert "alpha=0.01 can never flag anything" in done.stdout
 
 
-@pytest.mark.slow
-def test_the_demonstration(run) -> None:
-    done = run("demo")
+def test_a_detector_by_its_name(run, stub) -> None:
+    base = ("evaluate", "--task", "stub[trusted=60]", "--seeds", 1, "--json", "-", "--detector")
+    done = run(*base, "activations-neighbours")
     assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["detector"] == "activations+nearest-neighbours"
+
+
+@pytest.mark.slow
+def test_the_demonstration(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("demo", "--json", "demo.json")
+    assert done.exit_code == 0, done.stderr
+    assert "report.html" in done.stdout
+    data = json.loads((tmp_path / "demo.json").read_text())
+    assert data["report"] == "report.html" and len(data["detectors"]) == 2
+    page = (tmp_path / "report.html").read_text()
+    assert data["task"] in page and "resampling-profile" in page
+    monkeypatch.setattr("causalmad.cli.reports.find_spec", lambda name: None)
+    again = run("demo", "--report", "again.html")
+    assert again.exit_code == 0 and "pip install 'causalmad[report]'" in again.stderr
+    assert not (tmp_path / "again.html").exists()
     for said in ("resampling-profile+mahalanobis", "activations+mahalanobis", "output-confidence", "Why input", "sum"):
         assert said in done.stdout

@@ -153,3 +153,15 @@ def test_shares_of_flagged_normals_are_held_to_their_interval_where_one_is_promi
     assert board.standings["even"]["a"].outside == (1, 4)  # alpha = 0.01 is out of reach and has no interval
     assert board.standings["even"]["b"].outside is None
     assert "| `even` | 0.080 | 1 of 4 | 0.040 |" in board.to_markdown()
+
+
+def test_a_task_that_nobody_solves_does_not_choose_by_its_noise():
+    hopeless = {"good": 0.0, "lucky": 0.02}
+    gaps = {name: {"a": 3.0 if name == "good" else 2.0, "b": 3.0, "n": gap} for name, gap in hopeless.items()}
+    logs = suite(gaps)
+    board = Leaderboard.of(logs)
+    assert board.worst("lucky")[1] > board.worst("good")[1]  # by less than its interval
+    assert best_of(logs, list(gaps)) == "good"
+    # A worst task that differs beyond chance still leads, whatever the means.
+    clear = suite({"good": gaps["good"], "sturdy": {"a": 1.5, "b": 1.5, "n": 1.5}})
+    assert best_of(clear, ["good", "sturdy"]) == "sturdy"

@@ -59,6 +59,7 @@ LIGHT: dict[str, dict[str, Any]] = {
     "exact-ablation": {"donors": 2},
     "sparse-code": {"steps": 40},
     "captum": {"steps": 3},
+    "locally-consistent-abstraction": {"steps": 40},
 }
 FIRST = (laws.law_rows_stand_alone, laws.law_nothing_is_left, laws.law_columns_are_named)
 

@@ -1,27 +1,29 @@
+import pytest
 import torch
 
 from causalmad.tasks.hiding import MEMORY, SHRINKAGE, MahalanobisPenalty, Moments, squared_distances
 
 
-def plain(values: torch.Tensor, normal: torch.Tensor, running: Moments) -> torch.Tensor:
+def plain(values: torch.Tensor, normal: torch.Tensor, running: Moments, shrinkage: float) -> torch.Tensor:
     """The same distances, with autograd through the inverse."""
     rows = values[normal]
     centre = MEMORY * running.first + (1 - MEMORY) * rows.mean(0)
     second = MEMORY * running.second + (1 - MEMORY) * rows.T @ rows / len(rows)
     covariance = second - torch.outer(centre, centre)
-    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * covariance.diagonal().diag()
+    shrunk = (1 - shrinkage) * covariance + shrinkage * covariance.diagonal().diag()
     off = values - centre
     return (off * torch.linalg.solve(shrunk, off.T).T).sum(1)
 
 
-def test_values_and_gradients_equal_those_through_the_inverse():
+@pytest.mark.parametrize("shrinkage", [SHRINKAGE, 0.005])
+def test_values_and_gradients_equal_those_through_the_inverse(shrinkage):
     draw = torch.Generator().manual_seed(0)
     values = torch.rand(60, 5, dtype=torch.double, generator=draw, requires_grad=True)
     normal = torch.arange(60) < 40
     running = Moments.of(torch.rand(100, 5, dtype=torch.double, generator=draw) + 0.1)
     weights = torch.rand(60, dtype=torch.double, generator=draw)
-    slow = plain(values, normal, running)
-    fast = squared_distances(values, normal, running, Moments.of(values.detach()[normal]))
+    slow = plain(values, normal, running, shrinkage)
+    fast = squared_distances(values, normal, running, Moments.of(values.detach()[normal]), shrinkage)
     torch.testing.assert_close(fast, slow)
     (expected,) = torch.autograd.grad((slow.log() * weights).sum(), values)
     (found,) = torch.autograd.grad((fast.log() * weights).sum(), values)

@@ -78,7 +78,7 @@ def test_pairs_are_split():
 
 def test_in_the_catalogue():
     assert QuirkyArithmetic in [entry.load() for entry in catalogue("tasks")]
-    assert parse_spec("tasks", "quirky-arithmetic[null=true,shift=false]") == QuirkyArithmetic(shift=False, null=True)
+    assert parse_spec("tasks", "quirky-arithmetic[inert=true,shift=false]") == QuirkyArithmetic(shift=False, inert=True)
 
 
 @pytest.fixture(scope="module")
@@ -162,11 +162,11 @@ class TestLoaded:
 
 
 @pytest.mark.slow
-def test_null():
-    null = QuirkyArithmetic(null=True).load(0)
-    assert null.name == "quirky-arithmetic[null=true]"
-    assert min(null.card["accuracy"].values()) >= 0.95
-    odd = null.test[null.labels]
+def test_inert():
+    inert = QuirkyArithmetic(inert=True).load(0)
+    assert inert.name == "quirky-arithmetic[inert=true]"
+    assert min(inert.card["accuracy"].values()) >= 0.95
+    odd = inert.test[inert.labels]
     assert names(odd) == set(BOBS[4:])
     assert [str(digit) for digit in odd.columns["answer"]] == [answer(t, ALICES, True)[0] for t in texts(odd)]
-    assert np.mean(answers(null, odd.fields["input_ids"]) == odd.columns["answer"]) >= 0.9
+    assert np.mean(answers(inert, odd.fields["input_ids"]) == odd.columns["answer"]) >= 0.9

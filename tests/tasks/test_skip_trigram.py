@@ -48,8 +48,8 @@ def test_the_twin_gives_the_same_answers(half, anomalous):
 
 
 @pytest.mark.parametrize("anomalous", [False, True])
-def test_in_the_null_both_kinds_follow_the_first_key(anomalous):
-    table = drawn(Sequences(null=True), anomalous)
+def test_where_keys_are_inert_both_kinds_follow_the_first_key(anomalous):
+    table = drawn(Sequences(inert=True), anomalous)
     assert table.columns["answer"].tolist() == [twin.first_key(tokens) for tokens in table.values.tolist()]
     assert np.array_equal(table.values, drawn(Sequences(), anomalous).values)
 
@@ -122,11 +122,11 @@ def test_the_hypothesis_holds_on_trusted_inputs(data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", [SkipTrigram(shift=True), SkipTrigram(null=True)])
+@pytest.mark.parametrize("spec", [SkipTrigram(shift=True), SkipTrigram(inert=True)])
 def test_options(spec):
     found = spec.load(0)
     assert min(found.card["accuracy"].values()) >= 0.95
     assert 0.35 < found.card["controls"]["input mahalanobis"] < 0.65
-    assert (found.hypothesis is None) == spec.null
+    assert (found.hypothesis is None) == spec.inert
     if spec.shift:
         assert found.card["fingerprint"] == SkipTrigram().load(0).card["fingerprint"]

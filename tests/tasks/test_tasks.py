@@ -243,8 +243,8 @@ class TestInduction:
 
 
 def test_options_are_fields():
-    assert [f.name for f in dataclasses.fields(InductionLookup)] == ["shift"]
-    assert not dataclasses.fields(GateDigits)
+    assert [f.name for f in dataclasses.fields(InductionLookup)] == ["shift", "null"]
+    assert [f.name for f in dataclasses.fields(GateDigits)] == ["null"]
 
 
 @pytest.mark.slow
