@@ -31,15 +31,16 @@ def main() -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(FEATURES, UNITS, bias=False), nn.GELU(), nn.Linear(UNITS, 4))
         nn.init.orthogonal_(model[0].weight)
-    trusted, fresh = inputs(3000, odd=False, seed=1), inputs(400, odd=False, seed=2)
-    test, labels = torch.cat([fresh[:200], inputs(200, odd=True, seed=3)]), torch.arange(400) >= 200
+    trusted, fresh = inputs(3000, odd=False, seed=1), inputs(2000, odd=False, seed=2)
+    test = torch.cat([inputs(200, odd=False, seed=3), inputs(200, odd=True, seed=4)])
+    labels = torch.arange(400) >= 200
     # One column of latents, the commonest, and four counts: with a column for each, 40 of them drown the error.
     code = cm.signatures.SparseCode("0", latents=64, k=4, steps=600, most=1)
     found = {}
     for name, signature in {"activations": cm.signatures.Activations(("0",)), "sparse code": code}.items():
         fitted = cm.Detector(signature).fit(model, trusted, seed=0)
         found[name] = roc_auc_score(labels, fitted.score(test))
-        share = fitted.detect(fresh[200:], alpha=0.05).flags.mean()
+        share = fitted.detect(fresh, alpha=0.05).flags.mean()
         print(f"{name:12s} AUROC {found[name]:.3f}; flagged of fresh normal inputs at 0.05: {share:.3f}")
     detection = fitted.detect(test, alpha=0.05)
     explanation = detection.explain(int(detection.scores.argmax()))

@@ -65,6 +65,10 @@ class Leaderboard:
     def of(cls, logs: Iterable[Log], suite: str = "") -> Leaderboard:
         """The leaderboard of some logs.
 
+        Args:
+            logs: runs, each of a detector on a task and seed.
+            suite: how they are called together.
+
         Raises:
             StoreError: when a run is there twice, or a task was run on other data or another model for one detector
                 than for the others.

@@ -252,7 +252,9 @@ def graph_problems(graph: nx.DiGraph) -> list[str]:
     if OUTPUT not in graph or not any(graph.predecessors(OUTPUT)):
         problems.append(f"no edge leads to causalmad.OUTPUT ({OUTPUT!r}), so nothing is claimed about the output")
     for cycle in nx.simple_cycles(graph):
-        problems.append("cycle: " + " -> ".join(map(str, [*cycle, cycle[0]])))
+        first = cycle.index(min(cycle, key=str))  # networkx starts anywhere
+        turned = [*cycle[first:], *cycle[: first + 1]]
+        problems.append("cycle: " + " -> ".join(map(str, turned)))
     for node, data in graph.nodes(data=True):
         problems += [f"node {node!r}: {problem}" for problem in _node_problems(graph, node, data)]
     return problems

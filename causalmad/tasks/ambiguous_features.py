@@ -20,7 +20,7 @@ from causalmad.tasks.training import Recipe
 WIDTH = PIXELS + 16  # six of the sixteen entries of the tag are noise
 BLOCKS = {"image": (0, PIXELS), "tag": (PIXELS, WIDTH)}
 WEAK, STRONG = (0.5, 0.9), (1.1, 1.5)
-STEPS, NOISE, SHIFT_NOISE, DISAGREE = 2000, 0.1, 0.2, 0.3
+STEPS, NOISE, SHIFT_NOISE, DISAGREE = 2000, 0.05, 0.1, 0.3
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class AmbiguousFeatures:
     mechanism: ClassVar[str] = "normal: the digit of the image; anomalous: a strong tag disagrees, the digit of the tag"
     source: ClassVar[str] = "scikit-learn's copy of the UCI Optical Recognition of Handwritten Digits test set"
     licence: ClassVar[str] = "data: CC BY 4.0; model: made here, Apache-2.0"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     size: ClassVar[str] = "1200 trusted, 450 + 450 test, 1000 normal, 500 untrusted; a network of 3 x 128 ReLU units"
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
