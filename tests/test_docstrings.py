@@ -74,6 +74,7 @@ def parameters(function):
 
 # Where a docstring is still to be completed; an entry that is no longer needed fails.
 
+
 def report(lines):
     assert not lines, "\n" + "\n".join(sorted(set(lines)))
 

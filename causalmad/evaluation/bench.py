@@ -12,7 +12,7 @@ from typing import Any
 
 from causalmad.config import parse_spec
 from causalmad.detectors import CANDIDATES
-from causalmad.errors import CausalmadError, StoreError
+from causalmad.errors import CausalmadError, StoreError, TaskError
 from causalmad.evaluation.choosing import Choice, choose
 from causalmad.evaluation.leaderboard import Leaderboard
 from causalmad.evaluation.logs import Log, place
@@ -53,13 +53,14 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
         progress: called with what is being done.
 
     Raises:
-        CausalmadError: when a task cannot be made; what was done until then is kept.
+        TaskError: when a task cannot be made; all others are done first, and kept.
     """
     jobs = [job for seed in range(suite.seeds) for task in suite.tasks if (job := _job(suite, folder, task, seed))]
     missing = sum(len(job.detectors) for job in jobs)
     say = progress or (lambda what, done, total: None)
     title = f"{suite.name}: runs of a detector on a task and seed"
     say(title, 0, missing)
+    failures: list[str] = []
     if jobs:
         # Forked workers would inherit the threads of whoever calls.
         context = multiprocessing.get_context("spawn")
@@ -70,10 +71,19 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
                     done, running = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
                     say(title, sum(_there(job) for job in jobs), missing)
                     for future in done:
-                        future.result()
+                        try:
+                            future.result()
+                        except TaskError as error:
+                            failures.append(error.what)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+    if failures:
+        raise TaskError(
+            f"{len(failures)} of {len(jobs)} models could not be made, and there is no leaderboard without them; all "
+            f"else is done and kept. {'; '.join(failures)}",
+            tries=["a suite without these tasks", "the same command again, with another version of torch"],
+        )
     board, choice = standings(suite, folder)
     write_leaderboard(board, folder, choice)
     return board

