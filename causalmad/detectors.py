@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from causalmad.detector import Detector
 from causalmad.errors import SpecError, nearest
-from causalmad.models import open_model
-from causalmad.names import parse_detector
+
+if TYPE_CHECKING:
+    from causalmad.detector import Detector
 
 # Three views of an input: what the model holds, what its answer is attributed to, and what the answer depends on. Each
 # view is scored by itself, so that none drowns in the columns of another.
@@ -92,16 +92,25 @@ def recommended(model: Any = None) -> Detector:
         Liu, Xie 2020, J. American Statistical Association 115 (Cauchy combination). The three parts name their own.
     """
     if model is not None:
+        from causalmad.models import open_model
+
         open_model(model)
     return detector(RECOMMENDED)
 
 
 def detector(name: str) -> Detector:
-    """The detector of that name.
+    """The detector of that name, or the recommended one.
+
+    Args:
+        name: of :data:`DETECTORS`, or ``recommended``.
 
     Raises:
         SpecError: when there is none, with the nearest three.
     """
+    if name == "recommended":
+        return recommended()
     if name not in DETECTORS:
         raise SpecError(f"no detector is called {name!r}", tries=nearest(name, list(DETECTORS)))
+    from causalmad.names import parse_detector  # names alone need no torch
+
     return parse_detector(DETECTORS[name])

@@ -9,10 +9,10 @@ from causalmad.errors import SpecError, nearest
 
 
 def detectors() -> Mapping[str, str]:
-    """Name of a ready-made detector -> its text."""
-    from causalmad.detectors import DETECTORS
+    """Name of a ready-made detector -> its text; ``recommended`` is the first of them."""
+    from causalmad.detectors import DETECTORS, RECOMMENDED
 
-    return DETECTORS
+    return {"recommended": DETECTORS[RECOMMENDED], **DETECTORS}
 
 
 def detector_text(text: str) -> str:

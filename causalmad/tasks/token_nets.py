@@ -18,7 +18,7 @@ from causalmad.tasks.training import one_cycle
 
 BATCH, LEARNING_RATE = 200, 3e-3
 HIDING_FROM, HIDING_GROWS = 0.45, 0.1  # of the steps
-SHRINKAGE = 0.05  # from a detector that shrinks less (0.005 is usual) this hides but in part
+SHRINKAGE = 0.005  # about what Ledoit-Wolf gives on these streams; at 0.05 the backdoor is hidden but in part
 
 
 def learn(
