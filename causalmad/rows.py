@@ -206,9 +206,12 @@ def _array(row: Row, name: str) -> Tensor:
     import torch
 
     try:
-        return torch.tensor(row.values[name], dtype=torch.float32)
-    except (TypeError, ValueError) as error:
+        found = torch.tensor(row.values[name], dtype=torch.float32)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputsError(f"{row.place}: field {name!r} is no array of numbers: {error}") from error
+    if not torch.isfinite(found).all():
+        raise InputsError(f"{row.place}: field {name!r} has a number that is too large for float32")
+    return found
 
 
 def _whole(row: Row, name: str) -> Tensor:
@@ -217,7 +220,10 @@ def _whole(row: Row, name: str) -> Tensor:
     values = row.values[name]
     if not isinstance(values, list) or any(not isinstance(v, int) or isinstance(v, bool) for v in values):
         raise InputsError(f"{row.place}: field {name!r} is no list of whole numbers", needed="such as [5, 3, 8]")
-    return torch.tensor(values, dtype=torch.long)
+    try:
+        return torch.tensor(values, dtype=torch.long)
+    except (OverflowError, ValueError, RuntimeError) as error:
+        raise InputsError(f"{row.place}: field {name!r} has a number that no token can have: {error}") from error
 
 
 def _refuse(name: str) -> float:

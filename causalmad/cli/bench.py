@@ -18,7 +18,10 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for logs and leaderboard; what it holds already is not run again.")],
     suite: Annotated[
         str,
-        typer.Option(help="quick (minutes) or core (hours); see `causalmad list suites`.", autocompletion=suites),
+        typer.Option(
+            help="quick (minutes), core (hours) or full (a night); see `causalmad list suites`.",
+            autocompletion=suites,
+        ),
     ] = "quick",
     processes: Annotated[
         int | None, typer.Option(help="How many at once.", show_default="one per core", min=1, metavar="N")

@@ -31,7 +31,7 @@ def check(
             metavar="TARGET...",
         ),
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="All tasks of a suite: quick or core.")] = None,
+    suite: Annotated[str | None, typer.Option(help="All tasks of a suite: quick, core or full.")] = None,
     seeds: Annotated[int, typer.Option(help="Of tasks: how many, from 0 on; each has its own model.", min=1)] = 1,
     toys: Annotated[
         str | None,

@@ -9,8 +9,6 @@ from causalmad.catalogue import KINDS, catalogue
 from causalmad.cli.parts import detectors
 from causalmad.errors import CausalmadError
 
-# causalmad.evaluation.suites.SUITES, which takes torch to read.
-SUITES = ("quick", "core")
 LISTED = (*KINDS, "detectors", "suites")
 _ORDER = ("signatures", "references", "calibrators")
 
@@ -51,6 +49,8 @@ def kinds(incomplete: str) -> list[str]:
 
 def suites(incomplete: str) -> list[str]:
     """Suites that start so."""
+    from causalmad.evaluation.suites import SUITES
+
     return _starting(SUITES, incomplete)
 
 

@@ -14,7 +14,16 @@ from causalmad.cli import reports
 from causalmad.cli.claims import load_claim
 from causalmad.cli.complete import folders
 from causalmad.cli.console import progress, remark, show
-from causalmad.cli.files import STANDARD, Json, count_lines, require_file, require_one_standard, write_json, write_lines
+from causalmad.cli.files import (
+    STANDARD,
+    Json,
+    count_lines,
+    require_apart,
+    require_file,
+    require_one_standard,
+    write_json,
+    write_lines,
+)
 from causalmad.cli.guard import FLAGGED, Debug, Quiet, guarded
 from causalmad.cli.models import Chosen, Device, Dtype, Model, Task, Tokenizer, choose
 from causalmad.cli.stream import IN_A_REPORT, Tally, Work, lines_of, lines_together, require_reportable, slices
@@ -99,6 +108,7 @@ def detect(
         rows, total = _rows(inputs, task)
     if not dry_run:
         require_one_standard(**{"--out": out, "--json": as_json})
+        require_apart(**{"the inputs": inputs, "--out": out, "--json": as_json, "--report": report})
         require_file(out)
         reports.require_report(report)
         if report is not None:

@@ -65,6 +65,21 @@ def require_one_standard(**paths: str | None) -> None:
         raise SpecError(f"{' and '.join(both)} would both write to standard output", tries=[f"{both[0]} FILE"])
 
 
+def require_apart(**paths: str | None) -> None:
+    """Nothing, where no two of the paths are the same file.
+
+    Raises:
+        SpecError: when two are: one would replace the other.
+    """
+    known: dict[Path, str] = {}
+    for option, path in paths.items():
+        if path is None or path == STANDARD:
+            continue
+        other = known.setdefault(Path(path).resolve(), option)
+        if other != option:
+            raise SpecError(f"{other} and {option} are the same file, {path}", tries=["another name for one of them"])
+
+
 def count_lines(path: str) -> int:
     """How many lines a file has that are not blank; 0 for what can be read only once."""
     if path == STANDARD or not Path(path).is_file():

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
         progress: called with what is being done.
 
     Raises:
-        TaskError: when a task cannot be made; all others are done first, and kept.
+        TaskError: when a task cannot be made or run; all others are done first, and kept.
     """
     jobs = [job for seed in range(suite.seeds) for task in suite.tasks if (job := _job(suite, folder, task, seed))]
     missing = sum(len(job.detectors) for job in jobs)
@@ -65,7 +66,8 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
         # Forked workers would inherit the threads of whoever calls.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(processes or os.cpu_count() or 1, len(jobs)), mp_context=context) as pool:
-            running: set[Future[None]] = {pool.submit(run, job) for job in jobs}
+            names: dict[Future[None], Job] = {pool.submit(run, job): job for job in jobs}
+            running = set(names)
             try:
                 while running:
                     done, running = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
@@ -73,16 +75,19 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
                     for future in done:
                         try:
                             future.result()
-                        except TaskError as error:
-                            failures.append(error.what)
+                        except BrokenProcessPool:
+                            raise
+                        except Exception as error:  # a night's work is not lost to one task
+                            job = names[future]
+                            failures.append(f"{job.task}, seed {job.seed}: {type(error).__name__}: {error}")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     if failures:
         raise TaskError(
-            f"{len(failures)} of {len(jobs)} models could not be made, and there is no leaderboard without them; all "
+            f"{len(failures)} of {len(jobs)} tasks could not be run, and there is no leaderboard without them; all "
             f"else is done and kept. {'; '.join(failures)}",
-            tries=["a suite without these tasks", "the same command again, with another version of torch"],
+            tries=["the same command again", "a suite without these tasks"],
         )
     board, choice = standings(suite, folder)
     write_leaderboard(board, folder, choice)
@@ -147,17 +152,18 @@ def write_leaderboard(board: Leaderboard, folder: Path, choice: Choice | None = 
 
 
 def _job(suite: Suite, folder: Path, task: str, seed: int) -> Job | None:
-    """What is missing of a task and seed; None where all is there."""
-    missing = [(name, text) for name, text in suite.detectors.items() if not _sound(place(folder, task, name, seed))]
+    """What is missing of a task and seed, or was made otherwise; None where all is there."""
+    missing = [(name, text) for name, text in suite.detectors.items() if not _done(folder, task, name, text, seed)]
     return Job(folder, task, seed, tuple(missing)) if missing else None
 
 
-def _sound(path: Path) -> bool:
+def _done(folder: Path, task: str, name: str, text: str, seed: int) -> bool:
+    """Whether there is a sound log of this very detector on this very task."""
     try:
-        Log.read(path)
+        log = Log.read(place(folder, task, name, seed))
     except StoreError:
         return False
-    return True
+    return log.made_by(parse_spec("tasks", task), parse_detector(text))
 
 
 def _there(job: Job) -> int:

@@ -43,8 +43,8 @@ class Choice:
     def to_markdown(self) -> str:
         """What was chosen, and how it stands to the baseline, in words."""
         text = (
-            f"`{RECOMMENDED}`: on each task the candidate that the *other* tasks choose: the best on its worst task; "
-            f"of those not worse there beyond chance, the best in the mean. All tasks choose `{self.best}`."
+            f"`{RECOMMENDED}`: on each task the candidate that the tasks of *other* families choose: the best on its "
+            f"worst task; of those not worse there beyond chance, the best in the mean. All tasks choose `{self.best}`."
         )
         others = {task: name for task, name in self.chosen.items() if name != self.best}
         if others:
@@ -58,7 +58,9 @@ class Choice:
                 ("on the worst task", self.against.worst),
             )
         ]
-        return f"{text} Minus `{BASELINE}`, paired, with 95 % intervals: {', '.join(parts)}."
+        return (
+            f"{text} Minus `{BASELINE}`, paired, with 95 % intervals that take the choice as given: {', '.join(parts)}."
+        )
 
 
 def choose(logs: Iterable[Log], candidates: Sequence[str]) -> Choice:
@@ -77,7 +79,7 @@ def choose(logs: Iterable[Log], candidates: Sequence[str]) -> Choice:
 
 
 def leave_one_task_out(logs: Iterable[Log], candidates: Sequence[str]) -> dict[str, str]:
-    """Task -> the candidate that is chosen by all the *other* tasks.
+    """Task -> the candidate that is chosen by all the *other* tasks; versions of the task itself are left out with it.
 
     The best worst task leads. Candidates whose worst task is not worse beyond chance (the 95 % interval of the paired
     difference reaches 0) are tied with it, and of these the one with the best mean is taken: otherwise a task that
@@ -96,6 +98,11 @@ def best_of(logs: Iterable[Log], candidates: Sequence[str]) -> str:
     return _Trial.of(logs, candidates).best()
 
 
+def _family(task: str) -> str:
+    """Versions of one task (shifted, obfuscated) are one family: much of their data and mechanism is the same."""
+    return task.partition("[")[0].removesuffix("-obfuscated")
+
+
 @dataclass(frozen=True)
 class _Trial:
     """Candidates on the same tasks.
@@ -112,9 +119,14 @@ class _Trial:
 
     @classmethod
     def of(cls, logs: Iterable[Log], candidates: Sequence[str]) -> _Trial:
-        runs = runs_of(log for log in logs if not log.null)
-        tasks = tuple(sorted({task for each in runs.values() for task in each}))
-        able = [name for name in candidates if set(runs.get(name, {})) == set(tasks)]
+        known = [log for log in logs if not log.null]
+        runs = runs_of(known)
+        seeds: dict[str, set[int]] = {}
+        for log in known:
+            seeds.setdefault(log.task, set()).add(log.seed)
+        tasks = tuple(sorted(seeds))
+        # Refused once, refused: means over fewer seeds are no means over the same models.
+        able = [name for name in candidates if {t: set(each) for t, each in runs.get(name, {}).items()} == seeds]
         if len(tasks) < 2 or not able:
             raise StoreError(
                 f"{len(tasks)} tasks, and {len(able)} of {len(candidates)} candidates with logs on all of them",
@@ -128,8 +140,10 @@ class _Trial:
         return cls(tasks, means, draws)
 
     def best(self, without: str = "") -> str:
-        """The choice of all tasks but one."""
-        kept = [place for place, task in enumerate(self.tasks) if task != without]
+        """The choice of all tasks but one, and but its siblings."""
+        kept = [place for place, task in enumerate(self.tasks) if _family(task) != _family(without)]
+        if not kept:
+            raise StoreError(f"every task is a version of {without}", needed="tasks of two kinds or more")
         worst = {name: means[kept].min() for name, means in self.means.items()}
         leader = max(worst, key=lambda name: worst[name])
         gaps = {name: self.draws[leader][:, kept].min(1) - draws[:, kept].min(1) for name, draws in self.draws.items()}

@@ -219,7 +219,7 @@ class Leaderboard:
         from causalmad.plots.leaderboard import Row
 
         said, baseline = name + self._missing(name), name in BASELINES
-        if not self.standings[name]:
+        if not self._counted(name):
             return Row(said, baseline)
         task, worst = self.worst(name)
         return Row(said, baseline, worst, self.standings[name][task].ci95, self.mean(name), task)

@@ -59,7 +59,8 @@ class Log:
     @property
     def shifted(self) -> bool:
         """Whether the task's normal inputs are not exchangeable with the trusted ones."""
-        return bool(self._option("shift"))
+        said = self.content.get("card", {}).get("exchangeable")
+        return bool(self._option("shift")) if said is None else not said
 
     def _option(self, name: str) -> Any:
         options = self.content.get("arguments", {}).get("task")
@@ -107,8 +108,11 @@ class Log:
             "versions": versions(),
             "revision": revision(),
             "fingerprints": {"model": fingerprint, "test": _hash("".join(data.test.digests).encode())},
-            "card": {key: data.card[key] for key in ("mechanism", "version", "accuracy") if key in data.card},
+            "card": {
+                key: data.card[key] for key in ("mechanism", "version", "accuracy", "exchangeable") if key in data.card
+            },
         }
+        content["card"].setdefault("version", spec.version)
         if isinstance(found, CausalmadError):
             return cls(task, detector, data.seed, {**content, "refused": found.what})
         content |= {
@@ -120,6 +124,12 @@ class Log:
             "normal_p_values": found.normal_p_values.tolist(),
         }
         return cls(task, detector, data.seed, content)
+
+    def made_by(self, spec: Task, parts: Detector) -> bool:
+        """Whether the run is of this task, of its present version, and of this detector with these options."""
+        known = {"task": _options(spec), "detector": _arguments(parts), "seed": self.seed}
+        version = self.content.get("card", {}).get("version", spec.version)
+        return bool(version == spec.version and json.loads(json.dumps(known)) == self.content.get("arguments"))
 
     def write(self, folder: Path) -> Path:
         """Write the log to its place in a folder, at once or not at all."""
@@ -154,7 +164,7 @@ class Log:
 
 
 def place(folder: Path, task: str, detector: str, seed: int) -> Path:
-    """Where a run's log lies: names that any file system takes, and different ones for different runs."""
+    """Where a run's log lies: names that any file system takes, and different ones for different detectors."""
     short = re.sub(r"[^a-z0-9.+=-]+", "_", detector.lower())[:60]
     return folder / "logs" / re.sub(r"[^a-z0-9.=-]+", "_", task) / f"{short}.{_hash(detector.encode())[:6]}.{seed}.json"
 

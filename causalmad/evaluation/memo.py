@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from causalmad.detector import Detector
+from causalmad.errors import FitError
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures import Concat
@@ -28,11 +29,25 @@ class Memo:
     """
 
     spared: float = 0.0
+    _module: object = None
     _known: dict[Hashable, tuple[Any, float]] = field(default_factory=dict)
 
     def of(self, detector: Detector) -> Detector:
         """The detector, with a signature that remembers, each part of a `Concat` by itself."""
         return replace(detector, signature=self._remembering(detector.signature))
+
+    def require(self, model: OpenModel) -> None:
+        """The model is the one whose signatures are kept here; the first one is.
+
+        Raises:
+            FitError: when it is another one.
+        """
+        if self._module is None:
+            self._module = model.module
+        if self._module is not model.module:
+            raise FitError(
+                f"a memo of another model than {model.name}", needed="a memo for each model", tries=["Memo()"]
+            )
 
     def recall(self, key: Hashable, compute: Callable[[], T]) -> T:
         """What was computed under a key, or now is; what fails is not remembered."""
@@ -65,8 +80,14 @@ class Remembering:
     signature: Signature
     memo: Memo
 
+    @property
+    def stands_for(self) -> Signature:
+        """What columns are named after."""
+        return self.signature
+
     def fit(self, model: OpenModel, trusted: Inputs, seed: int = 0) -> Remembered:
         """The fit, computed at most once for these inputs and this seed."""
+        self.memo.require(model)
         key = (self.signature, seed, trusted.ids, trusted.digests)
         return self.memo.recall(key, lambda: Remembered(self.signature.fit(model, trusted, seed), self.memo, key))
 

@@ -110,8 +110,8 @@ def another(loads: list[Load]) -> Rule:
         mine, theirs = (
             {content for part in ("trusted", "test") for content in load.contents[part]} for load in (one, other)
         )
-        new.append(float(len(mine - theirs)))
-    return _rule("inputs that another seed does not have", new, 1, None)
+        new.append(len(mine - theirs) / len(mine))
+    return _rule("share of inputs that another seed does not have", new, 0.5, None)
 
 
 def _rule(
@@ -124,7 +124,7 @@ def _rule(
         above = -np.inf if high is None else value - high
         return float(max(below, above))
 
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and np.isfinite(value)]
     worst = max(known, key=excess, default=None)
     holds = len(known) == len(values) and worst is not None and excess(worst) <= 0
     return Rule(name, worst, low, high, holds, note or ("" if known else "not measured"))

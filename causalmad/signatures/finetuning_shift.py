@@ -232,6 +232,12 @@ def _step(
         logits = read_logits(result, batch, -1)
         wanted = answers[torch.as_tensor(batch.rows)].to(logits.device)
         loss = cross_entropy(logits, wanted, reduction="sum") / len(inputs)
+        if not loss.requires_grad:
+            raise ModelError(
+                f"{model.name} gives an output without gradients",
+                causes=["torch.no_grad() or .detach() in its forward"],
+                tries=["another signature, such as Activations() or ResamplingProfile()"],
+            )
         # Not backward(), which would leave gradients on whatever else asks for them. A parameter that plays no part
         # has a gradient of zero, so that it decays as well.
         found = torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True)

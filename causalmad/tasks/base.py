@@ -32,7 +32,7 @@ class TaskData:
         test: inputs of both kinds, in random order; the output's margin tells nothing about the kind.
         labels: (n_test,) bool, True = anomalous. No detector may see it.
         normal: new normal inputs of the test distribution, not selected by margin: for false-alarm rates. Without a
-            shift they are exchangeable with ``trusted``.
+            shift they are exchangeable with ``trusted``, unless the card says otherwise.
         untrusted: unlabelled inputs of both kinds, for references that learn from what they are asked about.
         hypothesis: a claim about the normal mechanism, where the task comes with one.
         card: where the model came from, how right it is, and what surface controls score.
@@ -92,4 +92,12 @@ def describe_card(task: Task, made: Mapping[str, object], **measured: object) ->
     # Being too typical gives an input away as well as being odd does.
     seen = max(found, 1 - found)
     verdict = "solvable" if seen > 0.95 else "partly solvable" if seen >= 0.65 else "not solvable"
-    return {**words, **made, **measured, "surface": f"{verdict} from the raw input ({seen:.2f})"}
+    # A task whose trusted inputs are other inputs by definition says so; otherwise a shift is an option.
+    exchangeable = getattr(task, "exchangeable", not getattr(task, "shift", False))
+    return {
+        **words,
+        "exchangeable": exchangeable,
+        **made,
+        **measured,
+        "surface": f"{verdict} from the raw input ({seen:.2f})",
+    }

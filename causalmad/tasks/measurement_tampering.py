@@ -83,6 +83,7 @@ class MeasurementTampering:
     )
     source: ClassVar[str] = "programs drawn from the seed and run; a transformers GPT-2 configuration trained on them"
     licence: ClassVar[str] = "made here, Apache-2.0"
+    exchangeable: ClassVar[bool] = False  # half of the trusted inputs are negative, no normal one is
     version: ClassVar[str] = "1"
     size: ClassVar[str] = "1200 trusted, 450 + 450 test, 1000 normal, 500 untrusted; 3 layers, 4 heads, width 48"
 

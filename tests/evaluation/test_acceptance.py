@@ -47,7 +47,7 @@ def test_a_sound_task_is_accepted() -> None:
     rules = {rule.name: rule for rule in found.rules}
     assert rules["accuracy, anomalous"].value == 0.97 and rules["accuracy, anomalous"].limit == "at least 0.95"
     assert rules["test inputs of the rarer kind"].value == 30
-    assert rules["inputs that another seed does not have"].value == 300
+    assert rules["share of inputs that another seed does not have"].value == 1
     assert found.sizes == {"trusted": 240, "test": 60, "normal": 100}
     assert found.accuracy == {"normal": (1.0,), "anomalous": (0.97,)}
     assert "length" not in found.controls and "input-knn" in found.controls
@@ -102,7 +102,7 @@ def always_the_same(data: TaskData) -> TaskData:
         (same_ids, "ids that stand twice"),
         (in_training, "modules not in eval mode"),
         (never_the_same, "changed when the seed is loaded again"),
-        (always_the_same, "inputs that another seed does not have"),
+        (always_the_same, "share of inputs that another seed does not have"),
     ],
 )
 def test_every_fault_of_the_data_breaks_its_own_rule(change: Any, rule: str) -> None:

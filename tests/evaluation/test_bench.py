@@ -91,7 +91,9 @@ def test_a_task_that_cannot_be_made_stops_no_other(tmp_path, monkeypatch):
     jobs = []
     monkeypatch.setattr(bench_module, "ProcessPoolExecutor", inline(jobs))
     both = Suite("both", ("unlucky", "stub"), {"plain": DETECTORS["plain"]}, 2)
-    with pytest.raises(TaskError, match="1 of 4 models could not be made.*the model learns nothing"):
+    with pytest.raises(
+        TaskError, match=r"1 of 4 tasks could not be run.*unlucky, seed 0: TaskError: the model learns nothing"
+    ):
         bench(both, tmp_path)
     assert len(jobs) == 4
     assert sum(path.suffix == ".json" for path in tmp_path.glob("logs/*/*")) == 3
@@ -111,3 +113,17 @@ def test_suites_name_what_exists(name):
 def test_an_unknown_suite_is_named():
     with pytest.raises(SpecError, match="core"):
         suite("cora")
+
+
+def test_a_log_of_another_detector_or_version_is_run_again(tmp_path, stubbed, monkeypatch):
+    run(Job(tmp_path, "stub", 0, (("mine", "activations+nearest-neighbours"),)))
+    jobs = []
+    monkeypatch.setattr(bench_module, "ProcessPoolExecutor", inline(jobs))
+    mine = Suite("mine", ("stub",), {"mine": "activations+mahalanobis"}, 1)
+    bench(mine, tmp_path)
+    assert len(jobs) == 1
+    bench(mine, tmp_path)
+    assert len(jobs) == 1
+    monkeypatch.setattr(Stub, "version", "2")
+    bench(mine, tmp_path)
+    assert len(jobs) == 2

@@ -165,3 +165,16 @@ def test_a_task_that_nobody_solves_does_not_choose_by_its_noise():
     # A worst task that differs beyond chance still leads, whatever the means.
     clear = suite({"good": gaps["good"], "sturdy": {"a": 1.5, "b": 1.5, "n": 1.5}})
     assert best_of(clear, ["good", "sturdy"]) == "sturdy"
+
+
+def test_versions_of_a_task_do_not_choose_for_each_other():
+    gaps = {"steady": {"a": 1.0, "a[shift=true]": 1.0, "b": 1.0}, "peaked": {"a": 0.2, "a[shift=true]": 0.2, "b": 3.0}}
+    chosen = leave_one_task_out(suite(gaps), list(gaps))
+    assert chosen == {"a": "peaked", "a[shift=true]": "peaked", "b": "steady"}
+
+
+def test_a_candidate_that_refused_a_single_seed_is_none():
+    logs = suite({"flaky": {"a": 3.0, "b": 3.0}, "plain": {"a": 1.0, "b": 1.0}}, 3)
+    refused = Log("b", "flaky", 2, {**made_up("b", "flaky", 2, 0).content, "refused": "no blocks"})
+    kept = [log for log in logs if (log.detector, log.task, log.seed) != ("flaky", "b", 2)]
+    assert best_of([*kept, refused], ["flaky", "plain"]) == "plain"

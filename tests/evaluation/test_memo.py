@@ -73,3 +73,15 @@ def test_a_failure_is_not_remembered():
     with pytest.raises(ZeroDivisionError):
         memo.recall("key", lambda: 1 / 0)
     assert memo.recall("key", lambda: 2) == 2
+
+
+def test_a_memo_is_of_one_model_and_names_columns_as_ever(data):
+    from causalmad.errors import FitError
+
+    memo = Memo()
+    detector = parse_detector(DETECTORS[2])
+    _, alone = evaluate_seed(data, detector, 0, controls={})
+    _, shared = evaluate_seed(data, detector, 0, controls={}, memo=memo)
+    assert shared.signature.columns == alone.signature.columns
+    with pytest.raises(FitError, match="another model"):
+        evaluate_seed(Stub().load(1), detector, 0, controls={}, memo=memo)
