@@ -121,11 +121,11 @@ def test_every_command_shows_an_example(run, name: str) -> None:
 
 
 def test_detectors_and_suites_are_listed(run) -> None:
-    from causalmad.detectors import DETECTORS
+    from causalmad.detectors import DETECTORS, RECOMMENDED
     from causalmad.evaluation.suites import SUITES
 
     assert json.loads(run("list", "detectors", "--json").stdout) == [
-        {"name": name, "summary": text} for name, text in DETECTORS.items()
+        {"name": name, "summary": text} for name, text in [("recommended", DETECTORS[RECOMMENDED]), *DETECTORS.items()]
     ]
     assert [entry["name"] for entry in json.loads(run("list", "suites", "--json").stdout)] == list(SUITES)
 
