@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from causalmad.plots.canvas import axes
+
 if TYPE_CHECKING:
-    from causalmad.plots.canvas import axes
-from causalmad.hypotheses.circuit import Circuit
+    from causalmad.hypotheses.circuit import Circuit
 
 _RAISES, _LOWERS, _INK, _FILL = "#b5651d", "#2b6ca3", "#33485c", "#dbe7f3"
 
