@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from causalmad.cli.complete import suites
+from causalmad.cli.complete import suites, tasks, whole_detectors
 from causalmad.cli.console import progress, remark, show
 from causalmad.cli.files import STANDARD, Json, require_file, write_json
 from causalmad.cli.guard import Debug, Quiet, guarded
+from causalmad.cli.parts import detector_text
 
 
 @guarded
@@ -23,6 +24,20 @@ def bench(
             autocompletion=suites,
         ),
     ] = "quick",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="These tasks in place of the suite's; as often as you like.", autocompletion=tasks),
+    ] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="These detectors in place of the suite's, by name or as signature+reference; as often as you like.",
+            autocompletion=whole_detectors,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="How many seeds.", show_default="the suite's", min=1, metavar="N")
+    ] = None,
     processes: Annotated[
         int | None, typer.Option(help="How many at once.", show_default="one per core", min=1, metavar="N")
     ] = None,
@@ -35,11 +50,19 @@ def bench(
         require_file(as_json)
     with progress(quiet) as step:
         step("loading torch", 0, 0)
+        from causalmad.config import parse_spec
         from causalmad.evaluation.bench import bench as run
         from causalmad.evaluation.suites import suite as find
+        from causalmad.names import parse_detector
 
         step("loading torch", 1, 1)
-        board = run(find(suite), out, processes=processes, progress=step)
+        chosen = {text: detector_text(text) for text in detector or ()}
+        wanted = find(suite).narrowed(task or (), chosen, seeds)
+        for name in wanted.tasks:  # a wrong name before any work
+            parse_spec("tasks", name)
+        for text in wanted.detectors.values():
+            parse_detector(text)
+        board = run(wanted, out, processes=processes, progress=step)
     if as_json is not None:
         write_json(as_json, board.to_data())
     if as_json != STANDARD:

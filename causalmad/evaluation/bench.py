@@ -140,8 +140,9 @@ def write_leaderboard(board: Leaderboard, folder: Path, choice: Choice | None = 
     folder.mkdir(parents=True, exist_ok=True)
     data = board.to_data() | ({} if choice is None else {"choice": choice.to_data()})
     said = ", ".join(f"{name} {version}" for name, version in board.versions.items())
+    name, _, part = board.suite.partition(" ")
     text = [
-        f"# {board.suite} suite",
+        f"# {name} suite{', in part' if part else ''}",
         f"`causalmad bench --suite {board.suite} --out DIR`; {said}.",
         f"Mean AUROC over {len(board.seeds)} seeds, with 95 % bootstrap intervals over inputs and seeds.",
         *([] if choice is None else [choice.to_markdown()]),

@@ -239,7 +239,7 @@ class Leaderboard:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(f"{self.suite}: AUROC over {len(self.seeds)} seeds"), title_justify="left")
+        table = Table(title=Text(f"{self.suite.partition(' ')[0]}: AUROC over {len(self.seeds)} seeds"), title_justify="left")
         for heading, side in (("detector", "left"), ("worst", "right"), ("worst task", "left"), ("mean", "right")):
             table.add_column(heading, justify=side)  # type: ignore[arg-type]
         for name in self.order:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from causalmad.detectors import DETECTORS
@@ -24,6 +25,23 @@ class Suite:
     tasks: tuple[str, ...]
     detectors: Mapping[str, str]
     seeds: int
+
+    def narrowed(
+        self, tasks: Sequence[str] = (), detectors: Mapping[str, str] | None = None, seeds: int | None = None
+    ) -> Suite:
+        """The suite with other tasks, detectors or seeds in place of its own; what is not given stays.
+
+        Args:
+            tasks: as they are written on the command line.
+            detectors: name -> text as ``parse_detector`` reads it.
+            seeds: how many.
+        """
+        known = tuple(dict.fromkeys(tasks))
+        said = [("--task", name) for name in known] + [("--detector", name) for name in detectors or {}]
+        said += [("--seeds", str(seeds))] if seeds else []
+        # The name is what stands behind `--suite`, so that a leaderboard says how it was made.
+        name = " ".join([self.name, *(f"{option} {shlex.quote(value)}" for option, value in said)])
+        return Suite(name, known or self.tasks, detectors or self.detectors, seeds or self.seeds)
 
 
 _QUICK = ("gate-digits", "gate-digits-obfuscated", "induction-lookup[shift=true]")

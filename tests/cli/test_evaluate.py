@@ -35,6 +35,31 @@ def test_a_detector_by_its_name(run, stub) -> None:
     assert json.loads(done.stdout)["detector"] == "activations+nearest-neighbours"
 
 
+def test_a_bench_of_chosen_detectors_and_tasks(run, tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("causalmad.evaluation.bench.bench", lambda suite, *_, **__: asked.append(suite) or _Board())
+    base = ("bench", "--out", tmp_path, "--task", "gate-digits", "--detector", "activations", "--seeds", 1)
+    done = run(*base, "--detector", "sparse-code[k=4]+mahalanobis", "--json", "-")
+    assert done.exit_code == 0, done.stderr
+    (suite,) = asked
+    assert suite.tasks == ("gate-digits",) and suite.seeds == 1
+    assert suite.detectors == {
+        "activations": "activations+mahalanobis",
+        "sparse-code[k=4]+mahalanobis": "sparse-code[k=4]+mahalanobis",
+    }
+    for option, wrong, said in (("--task", "gate-digit", "gate-digits"), ("--detector", "activation", "activations")):
+        refused = run(*base, option, wrong)
+        assert refused.exit_code == 2 and said in refused.stderr
+    assert len(asked) == 1
+
+
+class _Board:
+    """A leaderboard of nothing."""
+
+    def to_data(self) -> dict[str, object]:
+        return {}
+
+
 @pytest.mark.slow
 def test_the_demonstration(run, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -127,3 +127,15 @@ def test_a_log_of_another_detector_or_version_is_run_again(tmp_path, stubbed, mo
     monkeypatch.setattr(Stub, "version", "2")
     bench(mine, tmp_path)
     assert len(jobs) == 2
+
+
+def test_a_suite_in_part_says_how_it_was_made():
+    whole = suite("quick")
+    assert whole.narrowed() == whole
+    some = whole.narrowed(["skip-trigram[null=true]", "gate-digits"], {"sparse-code+mahalanobis": "x+y"}, 3)
+    assert (some.tasks, some.seeds) == (("skip-trigram[null=true]", "gate-digits"), 3)
+    assert some.detectors == {"sparse-code+mahalanobis": "x+y"}
+    assert some.name == (
+        "quick --task 'skip-trigram[null=true]' --task gate-digits --detector sparse-code+mahalanobis --seeds 3"
+    )
+    assert whole.narrowed(seeds=1).tasks == whole.tasks
