@@ -239,7 +239,8 @@ class Leaderboard:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(f"{self.suite.partition(' ')[0]}: AUROC over {len(self.seeds)} seeds"), title_justify="left")
+        name = self.suite.partition(" ")[0]
+        table = Table(title=Text(f"{name}: AUROC over {len(self.seeds)} seeds"), title_justify="left")
         for heading, side in (("detector", "left"), ("worst", "right"), ("worst task", "left"), ("mean", "right")):
             table.add_column(heading, justify=side)  # type: ignore[arg-type]
         for name in self.order:
