@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # Three views of an input: what the model holds, what its answer is attributed to, and what the answer depends on. Each
 # view is scored by itself, so that none drowns in the columns of another.
 _VIEWS = "concat[signatures=activations;relevance-patching;resampling-profile]+per-site[each=part,combine={}]"
+# A fourth looks at how the activations go together, class by class: it sees quirks of which the others see little.
+_FOUR = _VIEWS.replace("resampling-profile]", "resampling-profile;gram-deviation]")
 _PAIR = "concat[signatures={};{}]+per-site[each=part,combine=cauchy]"
 
 CANDIDATES: Mapping[str, str] = MappingProxyType(
@@ -23,6 +25,9 @@ CANDIDATES: Mapping[str, str] = MappingProxyType(
         "views-stouffer": _VIEWS.format("stouffer"),
         "views-harmonic": _VIEWS.format("harmonic"),
         "views-mean": _VIEWS.format("mean"),
+        "views-and-gram-cauchy": _FOUR.format("cauchy"),
+        "views-and-gram-fisher": _FOUR.format("fisher"),
+        "views-and-gram-harmonic": _FOUR.format("harmonic"),
         "activations-and-profile": _PAIR.format("activations", "resampling-profile"),
         "activations-and-relevance": _PAIR.format("activations", "relevance-patching"),
         "relevance-and-profile": _PAIR.format("relevance-patching", "resampling-profile"),
