@@ -1,6 +1,7 @@
 from . import calibration as calibration
 from . import detectors as detectors
 from . import evaluation as evaluation
+from . import extraction as extraction
 from . import hypotheses as hypotheses
 from . import references as references
 from . import signatures as signatures
@@ -13,6 +14,9 @@ from .detector import Detector as Detector
 from .detector import FittedDetector as FittedDetector
 from .errors import CausalmadError as CausalmadError
 from .explanation import Explanation as Explanation
+from .extraction import Cache as Cache
+from .extraction import Extraction as Extraction
+from .extraction import extract as extract
 from .hypotheses import OUTPUT as OUTPUT
 from .hypotheses import Hypothesis as Hypothesis
 from .hypotheses import interchange_accuracy as interchange_accuracy

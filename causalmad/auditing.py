@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from causalmad.calibration.multiple import adjusted
-from causalmad.detector import Detector, scores_by_fold
+from causalmad.covariates import predicted_classes
+from causalmad.detector import Detector, donor_digests, fit_on, scores_of
 from causalmad.errors import FitError
 from causalmad.explanation import plain
-from causalmad.models import open_model
+from causalmad.extraction.extract import rows_of
+from causalmad.inputs import Inputs
+from causalmad.models import OpenModel, open_model
+from causalmad.models.batching import within_memory
+from causalmad.references.estimators import asks, require_untrusted
+from causalmad.splits import folds_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -113,6 +120,29 @@ def audit(
     for fold in range(folds):
         p_values[index == fold] = tail_p_values(scores[index == fold])
     return Audit(inputs.ids, scores, index, p_values, adjusted(p_values, "bh"), q)
+
+
+def scores_by_fold(
+    detector: Detector, model: OpenModel, inputs: Inputs, untrusted: Inputs | None, folds: int, seed: int
+) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """(n,) anomaly score of each input by signature and reference fitted on the other folds, and (n,) its fold."""
+    require_untrusted(detector.reference, untrusted)
+    index = folds_of(inputs, folds, seed)
+    scores = np.empty(len(inputs))
+    for fold in range(folds):
+        rest = inputs[np.flatnonzero(index != fold)]
+        signature = within_memory(model, lambda rest=rest: detector.signature.fit(model, rest, seed))  # type: ignore[misc]
+        rows = partial(rows_of, signature, detector.signature, model, None)
+        donors = donor_digests(signature)
+        kept = rest[[row for row, content in enumerate(rest.digests) if content not in donors]]
+        context: dict[str, npt.NDArray[Any]] = {}
+        if untrusted is not None and "untrusted" in asks(detector.reference):
+            context["untrusted"] = rows(untrusted).values
+        if "classes" in asks(detector.reference):
+            context["classes"] = predicted_classes(model, kept)
+        reference = fit_on(detector.reference, rows(kept), context, seed)
+        scores[index == fold] = scores_of(reference, rows(inputs[np.flatnonzero(index == fold)]))
+    return scores, index
 
 
 def tail_p_values(scores: Floats) -> Floats:

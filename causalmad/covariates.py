@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from causalmad.errors import InputsError, nearest
-from causalmad.inputs import Inputs
+from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
+from causalmad.models.batching import each_batch
 
 
 def covariates(names: Sequence[str], model: OpenModel, inputs: Inputs) -> dict[str, npt.NDArray[Any]]:
@@ -45,6 +46,9 @@ def _one(name: str, model: OpenModel, inputs: Inputs) -> npt.NDArray[Any]:
 def predicted_classes(model: OpenModel, inputs: Inputs) -> npt.NDArray[np.int64]:
     """(n,) the class that the model predicts: the argmax of its logits, at the last token of a sequence."""
     found = np.empty(len(inputs), dtype=np.int64)
-    for batch in model.batches(inputs):
+
+    def fill(batch: Batch) -> None:
         found[batch.rows] = model.logits(batch).argmax(-1).cpu().numpy()
+
+    each_batch(model, inputs, None, fill)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from causalmad.covariates import covariates, predicted_classes
 from causalmad.detection import Detection
 from causalmad.errors import FitError, InputsError, SpecError
 from causalmad.explanation import Explanation, explain
+from causalmad.extraction.cache import Keeps
+from causalmad.extraction.cache import opened as opened_cache
+from causalmad.extraction.extract import rows_of
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
+from causalmad.models.batching import within_memory
 from causalmad.plots.tables import facts
 from causalmad.provenance import versions
 from causalmad.references import Mahalanobis
@@ -71,7 +76,9 @@ class Detector:
                     f"{name}={part!r} has no fit", tries=[f"an object of causalmad.{name}s, with its brackets"]
                 )
 
-    def fit(self, model: Any, trusted: Any, untrusted: Any = None, *, seed: int = 0) -> FittedDetector:
+    def fit(
+        self, model: Any, trusted: Any, untrusted: Any = None, *, seed: int = 0, cache: Keeps = None
+    ) -> FittedDetector:
         """The detector fitted on trusted inputs.
 
         The trusted inputs are split into two parts that share no content: one for the signature and the reference
@@ -82,8 +89,11 @@ class Detector:
             trusted: inputs on which the model's behaviour is normal by assumption; whatever :meth:`Inputs.of` takes.
             untrusted: unlabelled inputs, for references that compare with them and calibrators that weigh by them.
             seed: decides the split, the donors and whatever else is drawn.
+            cache: a folder that keeps signatures, see :func:`causalmad.extract`. What the signature itself learns from
+                the trusted inputs is learned anew.
 
         Raises:
+            CacheError: when the cache cannot be used.
             FitError: when there are too few trusted inputs, or their signatures cannot be fitted.
         """
         opened = open_model(model)
@@ -104,8 +114,9 @@ class Detector:
         if share is None and "folds" in needed:
             share = 2 / 3
         fit_rows, calibration_rows = split(inputs, share, seed)
-        signature = self.signature.fit(opened, inputs[fit_rows], seed)
-        donors = _donor_digests(signature)
+        signature = within_memory(opened, lambda: self.signature.fit(opened, inputs[fit_rows], seed))
+        rows = partial(rows_of, signature, self.signature, opened, opened_cache(cache))
+        donors = donor_digests(signature)
         reference_rows = np.array([row for row in fit_rows if inputs.digests[row] not in donors], dtype=np.int64)
         held = inputs[calibration_rows]
         compares = untrusted is not None and "untrusted" in asks(self.reference)
@@ -115,9 +126,9 @@ class Detector:
         if folds is not None:
             context["folds"] = np.concatenate([np.full(len(reference_rows), NO_FOLD), folds])
             reference_rows = np.concatenate([reference_rows, calibration_rows])
-        normal = signature(inputs[reference_rows])
+        normal = rows(inputs[reference_rows])
         if others is not None and compares:
-            context["untrusted"] = signature(others).values
+            context["untrusted"] = rows(others).values
         if "classes" in asks(self.reference):
             context["classes"] = predicted_classes(opened, inputs[reference_rows])
         reference = fit_on(self.reference, normal, context, seed)
@@ -128,11 +139,11 @@ class Detector:
         if "untrusted" in needed and others is not None:
             given["untrusted"] = covariates(names, opened, others)
         if folds is None:
-            scores = _scores(reference, signature(held))
+            scores = scores_of(reference, rows(held))
         else:
             # The signatures of the held-out inputs are the last rows of `normal`; each is scored without its own fold.
             given["folds"] = folds
-            scores = _scores(reference, _last(normal, len(folds)), each=True)[np.arange(len(folds)), folds]
+            scores = scores_of(reference, _last(normal, len(folds)), each=True)[np.arange(len(folds)), folds]
         calibrator = self.calibrator.fit(scores, **given)
         parts = {
             "signature": _ids(inputs, fit_rows),
@@ -191,9 +202,14 @@ class FittedDetector:
         sizes = {f"{name} inputs": len(ids) for name, ids in self.provenance["ids"].items()}
         return facts(f"FittedDetector on {self.model.name}", {**parts, **sizes}.items())
 
-    def score(self, inputs: Any) -> Floats:
-        """(n,) anomaly scores, higher = more anomalous, in the reference's unit."""
-        return _scores(self.reference, self.signature(self.model.inputs(inputs)))
+    def score(self, inputs: Any, *, cache: Keeps = None) -> Floats:
+        """(n,) anomaly scores, higher = more anomalous, in the reference's unit.
+
+        Args:
+            inputs: whatever :meth:`Inputs.of` takes.
+            cache: a folder that keeps signatures, see :func:`causalmad.extract`.
+        """
+        return scores_of(self.reference, self._signatures(self.model.inputs(inputs), cache))
 
     def measure(self, found: Signatures, inputs: Inputs) -> tuple[Floats, Floats]:
         """(n,) anomaly scores and (n,) p-values of signatures.
@@ -202,11 +218,11 @@ class FittedDetector:
             found: the signatures, one row for each input.
             inputs: whose they are; calibrators that compare like with like look up the class, length or column here.
         """
-        scores = _scores(self.reference, found)
-        compared = _scores(self.reference, found, each=True) if self._folded else scores
+        scores = scores_of(self.reference, found)
+        compared = scores_of(self.reference, found, each=True) if self._folded else scores
         return scores, self.calibrator.p_values(compared, **self.compared_by(inputs))
 
-    def detect(self, inputs: Any, alpha: float = 0.05, *, fdr: str | None = None) -> Detection:
+    def detect(self, inputs: Any, alpha: float = 0.05, *, fdr: str | None = None, cache: Keeps = None) -> Detection:
         """Scores, p-values and flags.
 
         Args:
@@ -214,14 +230,16 @@ class FittedDetector:
             alpha: largest share of normal inputs that may be flagged, on average over calibration sets; with ``fdr``
                 the largest expected share of false flags among all flags.
             fdr: ``bh``, ``by``, ``storey`` or ``e-bh``, see :func:`causalmad.calibration.multiple.reject`.
+            cache: a folder that keeps signatures, see :func:`causalmad.extract`.
 
         Raises:
+            CacheError: when the cache cannot be used.
             CalibrationError: when the calibration inputs are too few for ``alpha``, or there is no such ``fdr``.
         """
         self.calibrator.require(alpha)
         known = self.model.inputs(inputs)
         adjusted_p = None if fdr is None else adjusted(np.ones(0), fdr)  # a wrong name before any work
-        found = self.signature(known)
+        found = self._signatures(known, cache)
         scores, p_values = self.measure(found, known)
         note = ""
         if fdr is not None:
@@ -242,7 +260,7 @@ class FittedDetector:
     def explain(self, inputs: Any) -> tuple[Explanation, ...]:
         """Why each input scored as it did; :meth:`Detection.explain` does the same for one input of a detection."""
         known = self.model.inputs(inputs)
-        found = self.signature(known)
+        found = self._signatures(known, None)
         scores, p_values = self.measure(found, known)
         return tuple(self._explain(found, scores, p_values, row, known) for row in range(len(found)))
 
@@ -296,6 +314,9 @@ class FittedDetector:
 
         return load(Path(path), model, hypothesis)
 
+    def _signatures(self, inputs: Inputs, cache: Keeps) -> Signatures:
+        return rows_of(self.signature, self.spec.signature, self.model, cache, inputs)
+
     @property
     def _folded(self) -> bool:
         return isinstance(self.reference, FittedFolds)
@@ -341,29 +362,7 @@ def fit_on(
     return fit_reference(reference, normal.values, **given)
 
 
-def scores_by_fold(
-    detector: Detector, model: OpenModel, inputs: Inputs, untrusted: Inputs | None, folds: int, seed: int
-) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """(n,) anomaly score of each input by signature and reference fitted on the other folds, and (n,) its fold."""
-    require_untrusted(detector.reference, untrusted)
-    index = folds_of(inputs, folds, seed)
-    scores = np.empty(len(inputs))
-    for fold in range(folds):
-        rest = inputs[np.flatnonzero(index != fold)]
-        signature = detector.signature.fit(model, rest, seed)
-        donors = _donor_digests(signature)
-        kept = rest[[row for row, content in enumerate(rest.digests) if content not in donors]]
-        context: dict[str, npt.NDArray[Any]] = {}
-        if untrusted is not None and "untrusted" in asks(detector.reference):
-            context["untrusted"] = signature(untrusted).values
-        if "classes" in asks(detector.reference):
-            context["classes"] = predicted_classes(model, kept)
-        reference = fit_on(detector.reference, signature(kept), context, seed)
-        scores[index == fold] = _scores(reference, signature(inputs[np.flatnonzero(index == fold)]))
-    return scores, index
-
-
-def _scores(reference: FittedReference, found: Signatures, *, each: bool = False) -> Floats:
+def scores_of(reference: FittedReference, found: Signatures, *, each: bool = False) -> Floats:
     """(n,) anomaly scores; with ``each``, (n, folds) scores under every fold's reference."""
     normality = reference.each if each and isinstance(reference, FittedFolds) else reference.score_samples
     return anomaly_scores(normality, found.values)
@@ -389,7 +388,7 @@ def _parameters(function: Any) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
-def _donor_digests(signature: FittedSignature) -> frozenset[str]:
+def donor_digests(signature: FittedSignature) -> frozenset[str]:
     """Contents of the inputs that the signature uses as donors; they don't describe what is normal."""
     return frozenset(getattr(signature, "donor_digests", ()))
 

@@ -69,12 +69,20 @@ class StoreError(CausalmadError):
     """A saved detector that is damaged, of another version, or made on another model."""
 
 
+class CacheError(CausalmadError):
+    """A cache of signatures that cannot be used, or a signature that no cache can hold."""
+
+
 class HypothesisError(CausalmadError):
     """A claim about a circuit that cannot be tested as written."""
 
 
 class TaskError(CausalmadError):
     """A task that cannot be loaded, or whose model did not learn what the task needs."""
+
+
+class CacheWarning(UserWarning):
+    """A cache of signatures that helps less than it should: damaged, full, or read-only. No result depends on it."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -170,6 +170,7 @@ class Inputs:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         fill: int = 0,
+        by_length: bool = False,
     ) -> Iterator[Batch]:
         """Batches of at most ``size`` inputs; every input is in exactly one.
 
@@ -181,15 +182,17 @@ class Inputs:
             device: where the tensors go.
             dtype: what floating-point fields are cast to.
             fill: token id at padded positions.
+            by_length: whether rows of like length share a batch, the shortest first, so that little is padded; inputs
+                that are one batch anyway stay in order.
         """
-        for rows in self._groups(size, by_length=self.tokens and "attention_mask" not in accepts):
+        alone = self.tokens and "attention_mask" not in accepts
+        for rows in self._groups(size, alone, by_length and self.tokens and len(self) > size):
             yield self._batch(rows, side, accepts, device, dtype, fill)
 
-    def _groups(self, size: int, by_length: bool) -> Iterator[npt.NDArray[np.int64]]:
-        order = np.arange(len(self))
-        lengths = np.unique(self.lengths) if by_length else [None]
-        for length in lengths:
-            rows = order if length is None else order[self.lengths == length]
+    def _groups(self, size: int, alone: bool, by_length: bool) -> Iterator[npt.NDArray[np.int64]]:
+        order = np.argsort(self.lengths, kind="stable") if by_length else np.arange(len(self))
+        for length in np.unique(self.lengths) if alone else [None]:
+            rows = order if length is None else order[self.lengths[order] == length]
             for start in range(0, len(rows), size):
                 yield rows[start : start + size]
 

@@ -62,7 +62,11 @@ def save(detector: FittedDetector, path: Path) -> None:
             "pool": sorted(detector.pool),
             "folded": isinstance(detector.reference, FittedFolds),
             "provenance": detector.provenance,
-            "model": {"name": model.name, "side": model.side, "batch_size": model.batch_size},
+            "model": {
+                "name": model.name,
+                "side": model.side,
+                "batch_size": "auto" if model.batching.auto else model.batch_size,
+            },
             "parameters": model.parameter_fingerprints(),
             "files": {name: _hash(data) for name, data in files.items()},
         }
@@ -105,7 +109,8 @@ def _rebuild(
             tries=["load the checkpoint of the fit", "fit again"],
         )
     if not hasattr(model, "accepts"):  # bit-equal scores need the same batches
-        opened = open_model(model, side=content["model"]["side"], batch_size=int(content["model"]["batch_size"]))
+        size = content["model"]["batch_size"]
+        opened = open_model(model, side=content["model"]["side"], batch_size="auto" if size == "auto" else int(size))
     tensors = from_bytes(files[_TENSORS])
     spec = Detector(
         from_config("signatures", content["signature"], _part(tensors, "options"), hypothesis),

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_whole(path: Path, parts: Iterable[str]) -> Path:
-    """Write text to a file at once or not at all: a temporary file beside it, synced, then renamed.
+def write_whole(path: Path, parts: Iterable[str] | bytes) -> Path:
+    """Write text or bytes to a file at once or not at all: a temporary file beside it, synced, then renamed.
 
     A reader sees the old file or the new one, also after a crash in the middle.
 
     Args:
         path: the file; its folder has to be there.
-        parts: the text, piece by piece.
+        parts: the text, piece by piece; or bytes.
 
     Raises:
         OSError: when it cannot be written; the old file is then as it was.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    # Threads of one process, and processes on two machines with one disk, must not meet in one temporary file.
+    fresh = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with fresh.open("w", encoding="utf-8") as file:
-            file.writelines(parts)
+        with fresh.open("wb") as file:
+            file.writelines([parts] if isinstance(parts, bytes) else (part.encode() for part in parts))
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)

@@ -17,6 +17,7 @@ from causalmad.cli.console import progress, remark, show
 from causalmad.cli.files import (
     STANDARD,
     Json,
+    Keep,
     count_lines,
     require_apart,
     require_file,
@@ -95,6 +96,7 @@ def detect(
     fail_on_flag: Annotated[
         bool, typer.Option("--fail-on-flag", help="Exit code 1 when any input is flagged.")
     ] = False,
+    cache: Keep = None,
     device: Device = "cpu",
     dtype: Dtype = None,
     tokenizer: Tokenizer = None,
@@ -118,6 +120,7 @@ def detect(
         chosen = choose(model, task, seed, device, step, dtype, tokenizer)
         from causalmad.detector import FittedDetector
         from causalmad.evaluation.threads import fitting_threads
+        from causalmad.extraction.cache import opened as opened_cache
         from causalmad.models import open_model
 
         step("reading the detector", 0, 0)
@@ -140,7 +143,7 @@ def detect(
             tally = Tally(kept=None if report is None else [])
             step("scoring", 0, total)
             with fitting_threads(chosen.module):
-                work = Work(fitted, alpha, reasons.value, total, step, quiet)
+                work = Work(fitted, alpha, reasons.value, total, step, quiet, opened_cache(cache))
                 if fdr is None:
                     lines = lines_of(work, chunks, tally)
                 else:

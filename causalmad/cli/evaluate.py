@@ -9,7 +9,7 @@ import typer
 from causalmad.cli.claims import Hypothesis, with_claim
 from causalmad.cli.complete import tasks, whole_detectors
 from causalmad.cli.console import progress, show
-from causalmad.cli.files import STANDARD, Json, require_file, write_json
+from causalmad.cli.files import STANDARD, Json, Keep, require_file, write_json
 from causalmad.cli.guard import Debug, Quiet, guarded
 from causalmad.cli.parts import detector_text
 
@@ -26,6 +26,7 @@ def evaluate(
     ],
     hypothesis: Hypothesis = None,
     seeds: Annotated[int, typer.Option(help="How many, from 0 on; each has its own model.", min=1)] = 5,
+    cache: Keep = None,
     as_json: Json = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -41,7 +42,7 @@ def evaluate(
 
         step("loading torch", 1, 1)
         parts = with_claim(parse_detector(text), hypothesis)
-        found = run(task, text if hypothesis is None else parts, seeds, progress=step)
+        found = run(task, text if hypothesis is None else parts, seeds, progress=step, cache=cache)
     if as_json is not None:
         write_json(as_json, found.to_data())
     if as_json != STANDARD:

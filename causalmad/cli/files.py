@@ -25,6 +25,12 @@ Json = Annotated[
 ]
 
 
+Keep = Annotated[
+    str | None,
+    typer.Option("--cache", help="Keep signatures in this folder: none is computed twice.", metavar="DIR"),
+]
+
+
 def write_lines(path: str, lines: Iterable[str]) -> None:
     """Write lines to standard output one by one, or to a file at once or not at all."""
     if path == STANDARD:

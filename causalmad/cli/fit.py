@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from causalmad.cli.claims import Hypothesis, with_claim
 from causalmad.cli.complete import calibrators, references, signatures, whole_detectors
 from causalmad.cli.console import progress, show
-from causalmad.cli.files import STANDARD, Json, require_file, require_folder, write_json
+from causalmad.cli.files import STANDARD, Json, Keep, require_file, require_folder, write_json
 from causalmad.cli.guard import Debug, Quiet, guarded
 from causalmad.cli.models import Device, Dtype, Model, Task, Tokenizer, choose
 from causalmad.cli.parts import detector_text
@@ -73,8 +73,9 @@ def fit(
         bool, typer.Option("--dry-run", help="Say what it would take, from a timed sample; write nothing.")
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(help="Inputs a batch, at most.", show_default="64", min=1, metavar="N")
+        str | None, typer.Option(help="Inputs a batch, or auto: what fits into memory.", show_default="64", metavar="N")
     ] = None,
+    cache: Keep = None,
     device: Device = "cpu",
     dtype: Dtype = None,
     tokenizer: Tokenizer = None,
@@ -105,7 +106,7 @@ def fit(
         from causalmad.names import with_hypothesis
 
         spec = with_hypothesis(with_claim(_spec(text, calibration_share), hypothesis), chosen.hypothesis)
-        opened = open_model(chosen.module, tokenizer=chosen.tokenizer, batch_size=batch_size)
+        opened = open_model(chosen.module, tokenizer=chosen.tokenizer, batch_size=_size(batch_size))
         if rows is not None:
             inputs = as_inputs(rows, opened, {**chosen.blocks, **parts})
         elif chosen.trusted is not None:
@@ -120,7 +121,7 @@ def fit(
                 plan = plan_fit(spec, opened, inputs, pool, seed, step)
             else:
                 step(f"fitting {text} on {len(inputs)} inputs", 0, 0)
-                fitted = spec.fit(opened, inputs, pool, seed=seed)
+                fitted = spec.fit(opened, inputs, pool, seed=seed, cache=cache)
                 step(f"fitting {text} on {len(inputs)} inputs", 1, 1)
                 fitted.save(str(out))
     if dry_run:
@@ -168,6 +169,16 @@ def _detector_text(
     if len(split_outside(signature, "+")) > 1:
         raise SpecError(f"--signature {signature} is more than a signature", tries=[f"--detector '{signature}'"])
     return "+".join(filter(None, (signature, reference or "mahalanobis", calibrator)))
+
+
+def _size(text: str | None) -> int | Literal["auto"] | None:
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise SpecError(f"--batch-size {text}", needed="a number of inputs, or auto")
+    return int(text)
 
 
 def _spec(text: str, share: float | None) -> Detector:

@@ -6,12 +6,14 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Annotated, ParamSpec
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from causalmad.errors import CausalmadError
+from causalmad.errors import CacheWarning, CausalmadError
 
 P = ParamSpec("P")
 
@@ -27,7 +29,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with _told():
+                command(*args, **kwargs)
         except typer.Exit:
             raise
         except BrokenPipeError:  # whoever read our output has seen enough
@@ -49,6 +52,23 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(FAILED) from None
 
     return run
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What is wrong with a cache is said in a line, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CacheWarning)
+        plain = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, CacheWarning):
+                typer.echo(f"{category.__name__}: {message}", err=True)
+            else:
+                plain(message, category, *place, **more)
+
+        warnings.showwarning = show  # restored by catch_warnings
+        yield
 
 
 def _message(error: Exception) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from causalmad.detection import Detection
     from causalmad.detector import FittedDetector
+    from causalmad.extraction import Cache
     from causalmad.inputs import Inputs
 
 IN_A_REPORT = 10_000
@@ -109,6 +110,7 @@ class Work:
         total: how many inputs there are, 0 where that is not known.
         step: called with what is being done.
         quiet: no remarks.
+        cache: of signatures, opened, so that the model is hashed once.
     """
 
     fitted: FittedDetector
@@ -117,6 +119,11 @@ class Work:
     total: int
     step: Step
     quiet: bool
+    cache: Cache | None = None
+
+    def detect(self, given: Inputs) -> Detection:
+        """A chunk, scored."""
+        return self.fitted.detect(given, self.alpha, cache=self.cache)
 
     def line(self, detection: Detection, row: int, flagged: bool) -> dict[str, Any]:
         """One input as JSON data, with its reasons where they are wanted."""
@@ -129,7 +136,7 @@ class Work:
 def lines_of(work: Work, chunks: Iterable[Inputs], tally: Tally) -> Iterator[str]:
     """One line of JSON for each input, as soon as its chunk is scored."""
     for given in chunks:
-        detection = work.fitted.detect(given, work.alpha)
+        detection = work.detect(given)
         before = tally.count
         tally.add(given, detection)
         tally.flagged += int(detection.flags.sum())
@@ -166,7 +173,7 @@ def lines_together(
         for number, given in enumerate(chunks):
             if number == 1:
                 remark("--fdr compares all p-values: no line is written before the last input is scored.", work.quiet)
-            detection = fitted.detect(given, alpha)
+            detection = work.detect(given)
             before = tally.count
             tally.add(given, detection)
             p_values.append(detection.p_values)

@@ -19,6 +19,7 @@ from causalmad.evaluation.memo import Memo
 from causalmad.evaluation.metrics import auroc, average_precision, tpr_at_fpr
 from causalmad.evaluation.results import Evaluation, SeedResult
 from causalmad.evaluation.threads import fitting_threads
+from causalmad.extraction.cache import Keeps
 from causalmad.names import detector_text, parse_detector, with_hypothesis
 from causalmad.provenance import versions
 from causalmad.tasks.base import Task, TaskData
@@ -37,6 +38,7 @@ def evaluate(
     seeds: int | Iterable[int] = 5,
     *,
     progress: Progress | None = None,
+    cache: Keeps = None,
 ) -> Evaluation:
     """A detector on a task, over several seeds; each has its own model, data and fit, and the controls beside it.
 
@@ -45,6 +47,7 @@ def evaluate(
         detector: a detector, or its text such as ``activations+mahalanobis``.
         seeds: how many (from 0 on), or which.
         progress: called with what is being done.
+        cache: a folder that keeps signatures, see :func:`causalmad.extract`; the times are then those of a reading.
 
     Raises:
         SpecError: on unknown names or options, or no seeds.
@@ -60,7 +63,7 @@ def evaluate(
     for seed in chosen:
         data = spec.load(seed, progress=lambda done, total, seed=seed: say(f"seed {seed}: training", done, total))  # type: ignore[misc]
         say(f"seed {seed}: fitting and scoring", 0, 0)
-        results.append(evaluate_seed(data, parts, seed)[0])
+        results.append(evaluate_seed(data, parts, seed, cache=cache)[0])
         say(f"seed {seed}: fitting and scoring", 1, 1)
         name = data.name
     wanted = task if isinstance(task, str) else name
@@ -75,6 +78,7 @@ def evaluate_seed(
     *,
     controls: Mapping[str, float | None] | None = None,
     memo: Memo | None = None,
+    cache: Keeps = None,
 ) -> tuple[SeedResult, FittedDetector]:
     """The numbers of a detector on a loaded task, and the fitted detector; labels are used for the metrics only.
 
@@ -86,20 +90,26 @@ def evaluate_seed(
         seed: of the fit.
         controls: AUROC of the surface controls, where they are known already.
         memo: of this task and seed: signatures that are in it are not computed again, and their time is counted.
+        cache: a folder that keeps signatures.
     """
     with fitting_threads(data.model):
-        return _evaluate_seed(data, with_hypothesis(detector, data.hypothesis), seed, controls, memo)
+        return _evaluate_seed(data, with_hypothesis(detector, data.hypothesis), seed, controls, memo, cache)
 
 
 def _evaluate_seed(
-    data: TaskData, detector: Detector, seed: int, controls: Mapping[str, float | None] | None, memo: Memo | None
+    data: TaskData,
+    detector: Detector,
+    seed: int,
+    controls: Mapping[str, float | None] | None,
+    memo: Memo | None,
+    cache: Keeps,
 ) -> tuple[SeedResult, FittedDetector]:
     started = _now(memo)
     remembering = detector if memo is None else memo.of(detector)
-    fitted = remembering.fit(data.model, data.trusted, data.untrusted, seed=seed)
+    fitted = remembering.fit(data.model, data.trusted, data.untrusted, seed=seed, cache=cache)
     fit_seconds = _now(memo) - started
     started = _now(memo)
-    found = fitted.detect(data.test, _reachable(fitted))
+    found = fitted.detect(data.test, _reachable(fitted), cache=cache)
     scores = found.scores
     score_seconds = _now(memo) - started
     sizes = {
@@ -108,7 +118,7 @@ def _evaluate_seed(
         "test": len(data.test),
         "normal": len(data.normal),
     }
-    normal = fitted.detect(data.normal, _reachable(fitted)).p_values
+    normal = fitted.detect(data.normal, _reachable(fitted), cache=cache).p_values
     shares, intervals, notes = _false_alarms(fitted, normal, sizes["calibration"])
     accuracy = data.card.get("accuracy", {})
     result = SeedResult(

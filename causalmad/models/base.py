@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from causalmad.errors import CausalmadError, ModelError
 from causalmad.inputs import Batch, Inputs
+from causalmad.models.batching import Batching
 from causalmad.models.fingerprint import digest, parameter_digests
 from causalmad.models.quiet import quiet
 from causalmad.models.resolve import resolve
@@ -82,7 +83,7 @@ class OpenModel:
         accepts: names of the arguments of the model's ``forward``.
         positional: whether token ids are passed as the first positional argument (TransformerLens).
         side: where token rows are padded, ``left`` or ``right``.
-        batch_size: inputs a batch, at most.
+        batching: how many inputs share a batch.
         standing: edits under which every run of this view of the model stands, from the batch; None on the plain model.
     """
 
@@ -94,13 +95,18 @@ class OpenModel:
     accepts: frozenset[str] = frozenset()
     positional: bool = False
     side: str = "left"
-    batch_size: int = 64
+    batching: Batching = field(default_factory=Batching)
     standing: Callable[[Batch], Mapping[Place, Patch]] | None = None
 
     def __repr__(self) -> str:
         """The model, its family and its engine, in a line."""
         family = self.architecture.name if self.architecture else "no known family"
         return f"OpenModel({self.name}, {family}, engine={self.engine.name!r})"
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs a batch, at most; with ``batch_size="auto"`` it falls where memory runs out."""
+        return self.batching.size
 
     @property
     def plain(self) -> OpenModel:
@@ -151,6 +157,7 @@ class OpenModel:
             device=self.device,
             dtype=self.dtype,
             fill=fill if isinstance(fill, int) else 0,
+            by_length=self.batching.auto,
         )
 
     def quiet(self) -> AbstractContextManager[None]:
@@ -260,7 +267,7 @@ def _failed(name: str, batch: Batch, error: Exception) -> ModelError:
             "token ids outside the vocabulary, or more tokens than positions",
             "too little memory for a batch",
         ],
-        tries=["model(inputs[:1]) outside of causalmad, to see it alone", "open_model(model, batch_size=8)"],
+        tries=["model(inputs[:1]) outside of causalmad, to see it alone", 'open_model(model, batch_size="auto")'],
     )
 
 

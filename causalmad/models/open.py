@@ -13,6 +13,7 @@ from torch import nn
 from causalmad.errors import ModelError
 from causalmad.models.architectures import recognise
 from causalmad.models.base import Engine, OpenModel
+from causalmad.models.batching import Batching
 from causalmad.models.hooks import Hooks
 
 
@@ -23,7 +24,7 @@ def open_model(
     engine: Literal["hooks", "nnsight"] | None = None,
     remote: bool | Literal["local"] = False,
     side: Literal["left", "right"] | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
 ) -> OpenModel:
     """A model that every function of this library takes; nothing stays on the model itself.
 
@@ -35,7 +36,8 @@ def open_model(
         remote: where the nnsight engine runs: here (False), here after being serialised as for a server (``"local"``),
             or on NDIF's servers (True); the last two take a ``TransformersModel``.
         side: where token rows are padded; by default left for causal language models and right for others.
-        batch_size: inputs a batch, at most; 64 by default.
+        batch_size: inputs a batch, at most; 64 by default. ``"auto"`` sorts inputs by length, starts at 64, and halves
+            the batches whenever memory runs out; no score depends on it.
 
     Returns:
         The opened model.
@@ -55,7 +57,7 @@ def open_model(
             engine=model.engine if same else _engine(engine or model.engine.name, remote, model.handle),
             tokenizer=tokenizer or model.tokenizer,
             side=side or model.side,
-            batch_size=batch_size or model.batch_size,
+            batching=model.batching if batch_size is None else Batching.of(batch_size),
         )
     module, found = _unwrap(model, remote)
     accepts, positional = _arguments(module)
@@ -72,7 +74,7 @@ def open_model(
         accepts=accepts,
         positional=positional,
         side=side or ("left" if causal or positional else "right"),
-        batch_size=batch_size or 64,
+        batching=Batching() if batch_size is None else Batching.of(batch_size),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
+from causalmad.models.batching import each_batch
 
 
 def table(
@@ -25,7 +26,10 @@ def table(
         size: inputs a batch, at most; by default the model's.
     """
     values = np.empty((len(inputs), width))
+
+    def fill(batch: Batch) -> None:
+        values[batch.rows] = rows(batch).detach().double().cpu().numpy()
+
     with model.quiet():
-        for batch in model.batches(inputs, size):
-            values[batch.rows] = rows(batch).detach().double().cpu().numpy()
+        each_batch(model, inputs, size, fill)
     return values

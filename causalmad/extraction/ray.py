@@ -1,0 +1,212 @@
+"""The engine that runs on many machines: Ray Data over actors that each hold a model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from causalmad.errors import CausalmadError, ModelError, SpecError
+from causalmad.extraction.engine import Counted, Rows, Values, Work, chunk_values
+from causalmad.inputs import Inputs
+from causalmad.models import open_model
+from causalmad.models.fingerprint import first_difference
+from causalmad.signatures.base import State
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Computes on the workers of a Ray cluster, or on those of this machine where Ray is not running yet.
+
+    Every worker is an actor with a model of its own, on which the signature is restored as from a saved detector. Rows
+    come back chunk by chunk, as soon as they are there; a worker that dies is started again, with the chunk that it
+    had. The rows are those of the local engine, and the same bits where workers have as many threads.
+
+    Args:
+        workers: how many; by default one for each GPU that the cluster has, where the model is on one or ``gpus`` are
+            asked for, and otherwise one for each ``cpus``.
+        cpus: processors, and threads, of a worker.
+        gpus: of a worker; by default 1 where the model is on a GPU, otherwise none.
+        model: makes the model on a worker; without it the model travels there. It has to have the same weights.
+
+    Raises:
+        SpecError: when Ray is not installed, or an option is no number of things.
+
+    References:
+        Moritz et al. 2018, arXiv 1712.05889 (Ray).
+    """
+
+    workers: int | None = None
+    cpus: int = 1
+    gpus: float | None = None
+    model: Callable[[], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.cpus < 1 or (self.workers is not None and self.workers < 1) or (self.gpus or 0) < 0:
+            raise SpecError(f"{self!r}", needed="at least one worker with at least one processor")
+
+    def run(self, work: Work, chunks: Iterable[Rows], done: Counted) -> Iterator[tuple[Rows, Values]]:
+        """See :class:`causalmad.extraction.engine.Engine`."""
+        ray = _ray()
+        parcel = self._parcel(work)
+        parts = list(chunks)
+        if not parts:
+            return
+        width = len(work.signature.columns)
+        with _running(ray):
+            gpus = self.gpus if self.gpus is not None else float(work.model.device.type == "cuda")
+            # Chunks stay with this process, so that none is lost with a worker.
+            held = [ray.put(work.inputs[rows]) for rows in parts]
+            numbers = ray.data.from_items([{"number": i} for i in range(len(parts))], override_num_blocks=len(parts))
+            found = numbers.map_batches(
+                Worker,
+                fn_constructor_args=(ray.put(parcel), held),
+                compute=ray.data.ActorPoolStrategy(size=min(self._workers(ray, gpus), len(parts))),
+                batch_size=1,
+                num_cpus=self.cpus,
+                num_gpus=gpus,
+            )
+            try:
+                for batch in found.iter_batches(batch_size=None, batch_format="numpy"):
+                    for number, data in zip(batch["number"], batch["rows"], strict=True):
+                        rows = parts[int(number)]
+                        values = np.frombuffer(data, dtype=np.float32).reshape(len(rows), width)
+                        done(len(rows))
+                        yield rows, values
+            except ray.exceptions.RayError as error:
+                raise _own(error) from error
+
+    def _workers(self, ray: Any, gpus: float) -> int:
+        if self.workers is not None:
+            return self.workers
+        there = ray.cluster_resources()
+        return max(int(there.get("GPU", 0) / gpus if gpus else there.get("CPU", 1) / self.cpus), 1)
+
+    def _parcel(self, work: Work) -> Parcel:
+        model = work.model
+        if work.spec is None:
+            raise SpecError(
+                f"a {type(work.signature).__name__} does not know its spec, of which workers make it again",
+                tries=["extract(fitted_detector, ...)", "spec=the signature that was fitted"],
+            )
+        if getattr(model.engine, "remote", False):
+            raise SpecError("a remote model on Ray's workers", tries=['engine="local"'])
+        return Parcel(
+            work.spec,
+            work.signature.state(),
+            self.model or model.module,
+            {"engine": model.engine.name, "side": model.side},
+            "auto" if model.batching.auto else model.batch_size,
+            model.parameter_fingerprints() if self.model else {},
+            self.cpus,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Parcel:
+    """What a worker needs to make the fitted signature again.
+
+    Attributes:
+        spec: the signature.
+        state: what it learned.
+        model: the module, or what makes it.
+        options: of :func:`causalmad.open_model`.
+        batch_size: inputs a batch.
+        parameters: fingerprints that a model made there must have.
+        threads: of torch.
+    """
+
+    spec: Any
+    state: State
+    model: nn.Module | Callable[[], Any]
+    options: dict[str, Any]
+    batch_size: Any
+    parameters: dict[str, str]
+    threads: int
+
+
+class Worker:
+    """An actor with a model: from the number of a chunk to its rows.
+
+    Args:
+        parcel: reference of a :class:`Parcel`.
+        chunks: references of the inputs of every chunk.
+    """
+
+    def __init__(self, parcel: Any, chunks: list[Any]) -> None:
+        ray = _ray()
+        given: Parcel = ray.get(parcel) if isinstance(parcel, ray.ObjectRef) else parcel
+        torch.set_num_threads(given.threads)
+        made = given.model if isinstance(given.model, nn.Module) else given.model()
+        opened = open_model(made, **given.options, batch_size=given.batch_size)
+        if given.parameters:
+            difference = first_difference(given.parameters, opened.parameter_fingerprints())
+            if difference:
+                raise ModelError(
+                    f"the model that a worker made is another one: {difference}",
+                    needed="the very weights on which the signature was fitted",
+                )
+        if ray.get_gpu_ids() and opened.device.type == "cpu":
+            opened.module.to("cuda")
+        self.model, self.chunks, self.get = opened, chunks, ray.get
+        self.signature = given.spec.restore(opened, given.state)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The rows of each chunk, as bytes."""
+        found = []
+        for number in batch["number"]:
+            inputs: Inputs = self.get(self.chunks[int(number)])
+            found.append(chunk_values(self.signature, self.model, inputs, _uncounted).tobytes())
+        return {"number": batch["number"], "rows": np.array([*found, None], dtype=object)[:-1]}
+
+
+@contextmanager
+def _running(ray: Any) -> Iterator[None]:
+    """Ray, started where it was not and then ended again, without bars on the screen."""
+    started = not ray.is_initialized()
+    if started:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars
+    context.enable_progress_bars = False
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before
+        if started:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.data")
+    except ImportError as error:
+        raise SpecError(
+            f'engine="ray" needs Ray: {error}', tries=["pip install 'causalmad[ray]'", 'engine="local"']
+        ) from error
+    return ray
+
+
+def _own(error: BaseException) -> BaseException:
+    """The error that a worker raised on purpose, in place of Ray's about it."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, CausalmadError):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return ModelError(
+        f"a worker failed: {type(error).__name__}: {error}",
+        causes=["too little memory", "causalmad or the model's code is not installed on a worker"],
+        tries=['engine="local", to see the error alone'],
+    )
+
+
+def _uncounted(rows: int) -> None:
+    """Rows are counted where they arrive."""
