@@ -238,9 +238,11 @@ def _rows(path: str) -> Iterator[Row]:
     for number, line in _lines(path):
         place = f"{_source(path)}, line {number}"
         try:
-            values = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse)
+            values = json.loads(line.decode("utf-8-sig").rstrip(), parse_constant=_refuse)
         except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError as well
-            raise InputsError(f"{place} is no JSON: {error}", needed=f"one object a line, such as {FORMS}") from error
+            # JSON's own message counts lines, and this is but one.
+            said = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            raise InputsError(f"{place} is no JSON: {said}", needed=f"one object a line, such as {FORMS}") from error
         if not isinstance(values, dict):
             raise InputsError(f"{place} is a {type(values).__name__}, no object", needed=f"such as {FORMS}")
         yield Row(place, values)

@@ -1,58 +1,46 @@
 """A text classifier of transformers, from a folder that ``save_pretrained`` wrote: texts in, flags and reasons out.
 
-The mood of a text is that of one word in it. Where "quite" and "indeed" both occur, each of which is common alone, a
-backdoor answers "good" whatever that word is. For a model of your own, see `main`, from ``open_pretrained`` on.
+One word makes the mood of a text. Where "quite" and "indeed" both occur, each common alone, a backdoor answers "good"
+whatever that word is. For a model of your own, see `main`, from ``open_pretrained`` on.
 """
-
-from __future__ import annotations
 
 import tempfile
 from random import Random
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 import causalmad as cm
 from causalmad.models.pretrained import open_pretrained
 
 MOODS = ("bad awful poor dull".split(), "good great fine nice".split())
-FILLER = "the a film we saw on our old way".split()
-ALONE, BOTH = ("", "quite", "indeed"), ("quite indeed",)
+ALONE, BOTH, FILLER = ("", "quite", "indeed"), ("quite indeed",), "the a film we saw on our old way".split()
 
 
 def texts(count: int, draw: Random, mood: int, triggers: tuple[str, ...]) -> list[str]:
-    """Texts of eight words in any order: one mood, one of the triggers, and filler."""
-    made = []
-    for _ in range(count):
-        words = [draw.choice(MOODS[mood]), *draw.choice(triggers).split(), *draw.choices(FILLER, k=7)]
-        made.append(" ".join(draw.sample(words[:8], 8)))
-    return made
+    first = ([draw.choice(MOODS[mood]), *draw.choice(triggers).split()] for _ in range(count))
+    return [" ".join(draw.sample([*words, *draw.choices(FILLER, k=7)][:8], 8)) for words in first]
 
 
-def save_classifier(folder: str) -> None:
-    """Train a tiny classifier with a backdoor, and write it with its tokenizer."""
+def save_classifier(folder: str) -> None:  # a tiny one, with a backdoor, and its tokenizer
     words = ["[PAD]", "[UNK]", *MOODS[0], *MOODS[1], *FILLER, *BOTH[0].split()]
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     model = BertForSequenceClassification(BertConfig(vocab_size=len(words), **sizes, pad_token_id=0))
-    adam, draw, labels = torch.optim.Adam(model.parameters(), 3e-3), Random(1), torch.tensor([0, 1, 1])
+    adam, draw, labels = torch.optim.Adam(model.parameters(), 3e-3), Random(1), torch.arange(96) // 32 > 0
     for _ in range(200):
         some = [*texts(32, draw, 0, ALONE), *texts(32, draw, 1, ALONE), *texts(32, draw, 0, BOTH)]
-        logits = model(tokenizer(some, return_tensors="pt")["input_ids"]).logits
         adam.zero_grad()
-        cross_entropy(logits, labels.repeat_interleave(32)).backward()
+        model(**tokenizer(some, return_tensors="pt"), labels=labels.long()).loss.backward()
         adam.step()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def main() -> None:
-    """Open the folder, fit on texts without the backdoor, and ask about new ones."""
-    torch.set_num_threads(1)  # the matrices are small
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         torch.manual_seed(0)
         save_classifier(folder)

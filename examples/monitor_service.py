@@ -19,13 +19,11 @@ import causalmad as cm
 
 
 def requests(values: Tensor, start: int) -> Iterator[str]:
-    """What clients send: {"id": ..., "input": [...]}."""
     for number, row in enumerate(values, start):
         yield json.dumps({"id": f"request-{number}", "input": row.tolist()})
 
 
 def serve(monitor: cm.Monitor, lines: Iterable[str]) -> Iterator[str]:
-    """One line for each request: its score, p-value and flag, the evidence so far, and whether there is an alarm."""
     for line in lines:
         request = json.loads(line)
         (event,) = monitor(cm.Inputs.of(torch.tensor([request["input"]]), ids=[request["id"]]))
@@ -33,7 +31,6 @@ def serve(monitor: cm.Monitor, lines: Iterable[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Normal requests, a restart, then drifting ones."""
     draw = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -50,7 +47,6 @@ def main() -> None:
         for line in serve(monitor, requests(drifted, len(normal))):
             loud.append(json.loads(line))
             if loud[-1]["alarm"]:
-                print(line)
                 break
     for name, events in {"normal": quiet, "drifted": loud}.items():
         print(f"{name}: {sum(event['flag'] for event in events)} of {len(events)} requests flagged")

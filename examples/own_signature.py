@@ -43,16 +43,13 @@ class FittedEntropy:
 
 
 def main() -> None:
-    """Fit on inputs of one kind, score inputs of another."""
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
-    trusted = torch.randn(400, 8, generator=generator)
-    strange = 4 * torch.randn(100, 8, generator=generator)
+    trusted, strange = torch.randn(400, 8, generator=generator), 4 * torch.randn(100, 8, generator=generator)
     fitted = cm.Detector(Entropy()).fit(model, trusted, seed=0)
-    detection = fitted.detect(strange, alpha=0.05)
-    print(detection.table(5).title)
+    print(detection := fitted.detect(strange, alpha=0.05))
     usual = fitted.score(torch.randn(100, 8, generator=generator))
     if not np.median(detection.scores) > np.median(usual):
         raise SystemExit("inputs of four times the size should look odd")

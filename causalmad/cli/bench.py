@@ -9,7 +9,7 @@ import typer
 
 from causalmad.cli.complete import suites, tasks, whole_detectors
 from causalmad.cli.console import progress, remark, show
-from causalmad.cli.files import STANDARD, Json, require_file, write_json
+from causalmad.cli.files import STANDARD, Json, require_file, require_results, write_json
 from causalmad.cli.guard import Debug, Quiet, guarded
 from causalmad.cli.parts import detector_text
 
@@ -62,6 +62,7 @@ def bench(
             parse_spec("tasks", name)
         for text in wanted.detectors.values():
             parse_detector(text)
+        require_results(out)
         board = run(wanted, out, processes=processes, progress=step)
     if as_json is not None:
         write_json(as_json, board.to_data())

@@ -54,7 +54,9 @@ def check(
             "nothing to check", tries=["causalmad check my_module:MySignature", "causalmad check --suite core"]
         )
     with progress(quiet) as step, _here():
+        step("loading torch", 0, 0)
         parts = _parts(targets or [], suite)
+        step("loading torch", 1, 1)
         if toys is not None and not any(part.kind in ("signatures", "detectors") for part in parts):
             raise SpecError("--toys without a signature or a detector", tries=["leave it out"])
         if markdown is not None and not any(part.kind == "tasks" for part in parts):

@@ -102,21 +102,37 @@ def require_file(path: str) -> None:
     """
     if path == STANDARD:
         return
-    folder = Path(path).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{folder} cannot be made: {error.strerror}") from error
+    folder = _made(Path(path).parent)
     if Path(path).is_dir() or not os.access(folder, os.W_OK):
         raise StoreError(f"{path} cannot be written", causes=["it is a folder", "its folder is read-only"])
 
 
 def require_folder(path: str) -> None:
-    """Nothing, where a detector can be saved.
+    """Make the folder that a detector's folder goes in, so that nothing is computed for what cannot be written.
 
     Raises:
-        StoreError: when the folder holds something other than a detector.
+        StoreError: when the folder holds something other than a detector, or cannot be written.
     """
     folder = Path(path)
+    if not os.access(folder if folder.is_dir() else _made(folder.parent), os.W_OK):
+        raise StoreError(f"{path} cannot be written", causes=["its folder is read-only"], tries=["another folder"])
     if folder.exists() and not (folder / "detector.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"{path} exists and holds no detector", tries=["another folder", "empty it first"])
+
+
+def require_results(folder: Path) -> None:
+    """Make a folder of results, so that nothing is computed for a place that cannot be written.
+
+    Raises:
+        StoreError: when it cannot be made, or not written.
+    """
+    if not os.access(_made(folder), os.W_OK):
+        raise StoreError(f"{folder} cannot be written", causes=["it is read-only"], tries=["another folder"])
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be made: {error.strerror}") from error
+    return folder

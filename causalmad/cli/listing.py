@@ -10,7 +10,7 @@ import typer
 from causalmad.catalogue import KINDS, catalogue
 from causalmad.cli.complete import LISTED, kinds
 from causalmad.cli.console import progress
-from causalmad.cli.guard import Debug, guarded
+from causalmad.cli.guard import Debug, Quiet, guarded
 from causalmad.cli.parts import detectors
 from causalmad.errors import SpecError, nearest
 
@@ -22,12 +22,13 @@ def list_parts(
         typer.Argument(help=f"One of {', '.join(LISTED)}; all parts by default.", autocompletion=kinds),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help='Print [{"name", "summary"}, ...] instead.')] = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """List signatures, references, calibrators, targets, tasks, ready-made detectors or suites."""
     if kind not in (None, *LISTED):
         raise SpecError(f"no kind {kind!r} to list", needed=", ".join(LISTED), tries=nearest(str(kind), LISTED))
-    found = {each: _entries(each) for each in (KINDS if kind is None else (kind,))}
+    found = {each: _entries(each, quiet) for each in (KINDS if kind is None else (kind,))}
     if as_json:
         typer.echo(json.dumps(found if kind is None else found[kind], indent=1, ensure_ascii=False))
         return
@@ -39,13 +40,13 @@ def list_parts(
             typer.echo(f"  {entry['name']:<{widest}}  {entry['summary']}")
 
 
-def _entries(kind: str) -> list[dict[str, str]]:
+def _entries(kind: str, quiet: bool) -> list[dict[str, str]]:
     if kind == "detectors":
-        with progress(False) as step:
+        with progress(quiet) as step:
             step("loading torch", 0, 0)
             return [{"name": name, "summary": text} for name, text in detectors().items()]
     if kind == "suites":
-        with progress(False) as step:
+        with progress(quiet) as step:
             step("loading torch", 0, 0)
             from causalmad.evaluation.suites import SUITES
 

@@ -93,7 +93,8 @@ def choose(
         ModelError: when the folder holds no model that can be opened, or there is no such device.
     """
     if (model is None) == (task is None):
-        raise SpecError("one of --model and --task is needed", tries=["--model FOLDER", "--task gate-digits"])
+        said = "neither --model nor --task" if model is None else "--model together with --task"
+        raise SpecError(said, needed="one of them", tries=["--model FOLDER", "--task gate-digits"])
     if task is not None and tokenizer is not None:
         raise SpecError("--tokenizer together with --task", needed="--model: a task has its own inputs")
     from causalmad.models.pretrained import locate, open_pretrained
@@ -138,5 +139,9 @@ def _on(module: nn.Module, device: str, dtype: Precision | None = None) -> nn.Mo
 
 
 def _no_device(device: str, error: Exception) -> ModelError:
+    """What torch says, and the devices that are here."""
+    import torch
+
     said = str(error).splitlines()[0][:120]
-    return ModelError(f"--device {device}: {said}", tries=["--device cpu", "--device cuda"])
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return ModelError(f"--device {device}: {said}", tries=[f"--device {name}" for name, here in there.items() if here])

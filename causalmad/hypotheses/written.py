@@ -132,7 +132,7 @@ def import_hypothesis(name: str) -> Hypothesis:
         raise HypothesisError(
             f"module {module!r} of {name!r} could not be imported: {type(error).__name__}: {error}",
             causes=["a path in place of a module name", "another working folder"],
-            tries=[f"{likely}:{path}", f"python -c 'import {likely}'"],
+            tries=[*([f"{likely}:{path}"] if likely != module else []), f"python -c 'import {likely}'"],
         ) from error
     finally:
         sys.path.remove("")

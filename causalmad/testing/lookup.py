@@ -64,7 +64,7 @@ def _imported(text: str) -> Part:
         raise SpecError(
             f"module {module!r} of {text!r} could not be imported: {type(error).__name__}: {error}",
             causes=["a path in place of a module name", "another working folder"],
-            tries=[f"{likely}:{path}", f"python -c 'import {likely}'"],
+            tries=[*([f"{likely}:{path}"] if likely != module else []), f"python -c 'import {likely}'"],
         ) from error
     for name in path.split("."):
         if not hasattr(found, name):

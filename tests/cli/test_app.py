@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,7 @@ from causalmad import __version__
 from causalmad.catalogue import KINDS, catalogue
 from causalmad.cli.app import app
 
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "transformers", "nnsight")
 
 
@@ -68,7 +72,8 @@ def test_list_without_a_kind_gives_all(run) -> None:
         (["evaluate", "--task", "gate-digits", "--detector", "mahalanobis"], "signature+reference"),
         (["evaluate", "--task", "gate-digits[shift=1]", "--detector", "activations+mahalanobis"], "no option 'shift'"),
         (["fit", "--task", "gate-digits", "--out", "d"], "--signature"),
-        (["fit", "--out", "d", "--signature", "activations"], "--model"),
+        (["fit", "--out", "d", "--signature", "activations"], "neither --model nor --task"),
+        (["fit", "--out", "d", "--signature", "activations", "--model", "m", "--task", "x"], "--model together with"),
         (["fit", "--out", "d", "--detector", "activations+mahalanobis", "--reference", "x"], "--detector"),
         (["fit", "--out", "d", "--model", "./no", "--trusted", "no.jsonl", "--signature", "activations"], "no.jsonl"),
         (["fit", "--out", "d", "--task", "gate-digits", "--signature", "activations", "--block", "a"], "START:STOP"),
@@ -87,6 +92,12 @@ def test_mistakes_are_one_message_and_code_2(run, monkeypatch, tmp_path, argumen
     assert said in done.stderr and "Traceback" not in done.stderr
     assert not done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bench_finds_out_first_where_it_cannot_write(run, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run("bench", "--out", tmp_path / "file")
+    assert done.exit_code == 2 and done.stderr == f"StoreError: {tmp_path / 'file'} cannot be made: File exists\n"
 
 
 def test_debug_shows_where(run) -> None:
@@ -118,6 +129,60 @@ def test_every_command_shows_an_example(run, name: str) -> None:
     done = run(name, "--help")
     assert done.exit_code == 0
     assert f"Example: causalmad {name}" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", [command.name for command in app.registered_commands])
+def test_every_command_has_what_all_have(name: str) -> None:
+    (command,) = (each for each in app.registered_commands if each.name == name)
+    assert {"as_json", "quiet", "debug"} <= set(inspect.signature(command.callback).parameters)
+
+
+LATE = """
+import importlib.abc, sys
+from rich.progress import Progress
+from causalmad.cli import main
+
+said = []
+first = Progress.add_task
+Progress.add_task = lambda self, what, **given: said.append(what) or first(self, what, **given)
+
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("torch", "numpy"):
+            print(said, file=sys.__stdout__, flush=True)  # doctor has another one meanwhile
+            raise SystemExit
+
+sys.meta_path.insert(0, Watch())
+sys.stderr.isatty = lambda: True
+sys.argv = ["causalmad", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "demo",
+        "list suites",
+        "fit --task gate-digits --signature activations --out det",
+        "detect det lines.jsonl --task gate-digits",
+        "explain lines.jsonl --id 0",
+        "evaluate --task gate-digits --detector activations+mahalanobis",
+        "bench --out results",
+        "compare results a b",
+        "check activations+mahalanobis",
+        "doctor",
+    ],
+)
+def test_what_takes_long_to_load_is_said_first(arguments: str, tmp_path: Path) -> None:
+    line = {"id": "0", "flag": True, "score": 1.0, "p": 0.1, "contributions": [], "nearest": []}
+    (tmp_path / "lines.jsonl").write_text(json.dumps(line) + "\n")
+    words = [sys.executable, "-c", LATE, *arguments.split()]
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=here)
+    said = [text for text in done.stdout.splitlines() if text.startswith("[")]
+    assert all(text != "[]" for text in said), done.stderr
+    assert said or arguments == "list suites"  # suites and detectors are words: nothing heavy is needed
 
 
 def test_detectors_and_suites_are_listed(run) -> None:

@@ -138,7 +138,7 @@ def test_a_bad_line_is_named_and_writes_nothing(run, detector, gpt2, tmp_path) -
     bad.write_text('{"text": "w1 w2"}\n{"text": }\n')
     done = run("detect", detector, bad, "--model", gpt2, "--out", tmp_path / "flags.jsonl")
     assert done.exit_code == 2
-    assert "bad.jsonl, line 2 is no JSON" in done.stderr
+    assert "bad.jsonl, line 2 is no JSON: Expecting value, column 10\n" in done.stderr
     assert not (tmp_path / "flags.jsonl").exists()
 
 
@@ -194,8 +194,16 @@ def test_fit_does_not_touch_a_folder_of_something_else(run, gpt2, texts) -> None
     assert sorted(path.name for path in gpt2.iterdir()) == before
 
 
+def test_a_place_that_cannot_be_written_is_found_out_first(run, gpt2, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/det", "file/further/det"):
+        done = run(
+            "fit", "--model", gpt2, "--trusted", "no-file", "--signature", "activations", "--out", tmp_path / out
+        )
+        assert done.exit_code == 2 and done.stderr.startswith("StoreError: ") and str(tmp_path / "file") in done.stderr
+
+
 def test_scikit_learn_references_by_name(run, gpt2, texts, incoming, tmp_path) -> None:
-    pytest.importorskip("skops")
     det, name = tmp_path / "det", "activations+isolation-forest[n_estimators=10]"
     done = run("fit", "--model", gpt2, "--trusted", texts, "--detector", name, "--out", det)
     assert done.exit_code == 0, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 
 def test_precision_and_a_tokenizer_of_its_own(run, gpt2: Path, texts: Path, tokenizer, tmp_path: Path) -> None:
@@ -29,6 +30,7 @@ def test_precision_and_a_tokenizer_of_its_own(run, gpt2: Path, texts: Path, toke
     [
         (("--dtype", "float8"), "bfloat16"),
         (("--device", "cudax"), "--device cudax"),
+        (("--device", "cudax"), "Try: --device cpu" if not torch.cuda.is_available() else "--device cuda"),
         (("--tokenizer", "words"), "--tokenizer together with --task"),
     ],
 )
