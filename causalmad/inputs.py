@@ -129,7 +129,7 @@ class Inputs:
 
     @property
     def main(self) -> Rows:
-        """The field that carries the input (the first one)."""
+        """(n, ...) the field that carries the input (the first one); a list of rows where they differ in length."""
         return next(iter(self.fields.values()))
 
     @property
@@ -153,7 +153,7 @@ class Inputs:
         return {**fields, **{name: values[index] for name, values in self.columns.items()}}
 
     def block_mask(self, name: str) -> Tensor:
-        """Bool mask of one row's shape: where a declared block lies."""
+        """(...) bool mask of one row's shape: where a declared block lies."""
         block, shape = self.blocks[name], self.main[0].shape
         if isinstance(block, Tensor):
             return block.expand(shape)

@@ -140,8 +140,11 @@ class Site:
 
         Args:
             value: the whole activation, (batch, ...).
-            new: what :meth:`take` gives for another activation.
+            new: what :meth:`take` gives for another activation, (batch, features) or with more axes.
             batch: the inputs, whose padding says where a token is.
+
+        Raises:
+            SiteError: when the site is a statistic over tokens, which nothing can be put into.
         """
         if self.subspace is not None:
             return self._put_within(self.subspace, value, new, batch)
@@ -261,9 +264,12 @@ def pool(value: Tensor, mask: Tensor | None, how: str) -> Tensor:
     """(batch, features) statistic over the real tokens of (batch, positions, features).
 
     Args:
-        value: the activations.
+        value: (batch, positions, features) activations.
         mask: (batch, positions) True at real tokens, or None where all are.
         how: ``mean``, ``max``, ``min`` or ``sum``.
+
+    Raises:
+        SiteError: when ``how`` is another word.
     """
     if how not in POOLS:
         raise SiteError(f"no pooling {how!r}", tries=[f"@all:{name}" for name in POOLS])

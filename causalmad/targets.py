@@ -19,7 +19,11 @@ class Target(Protocol):
     """A scalar of an output: ``bind`` the clean logits (batch, classes), then read (batch, classes) -> (batch,)."""
 
     def bind(self, clean: Tensor) -> Readout:
-        """A read-out that stays the same question whatever an intervention does to the logits."""
+        """A read-out that stays the same question whatever an intervention does to the logits.
+
+        Args:
+            clean: (batch, classes) logits of the run without one.
+        """
         ...
 
 
@@ -84,7 +88,7 @@ class _Bound:
 
 
 def bound(target: Target, clean: Tensor) -> Target:
-    """A target that asks what ``target`` asks of the clean logits, whatever it is bound to afterwards."""
+    """A target that asks what ``target`` asks of the ``clean`` (batch, classes) logits, whatever comes after."""
     return _Bound(target.bind(clean))
 
 
@@ -104,7 +108,11 @@ class _Custom:
 
 
 def as_target(target: Target | Readout) -> Target:
-    """A target from a target or from any function of logits (batch, classes) -> (batch,)."""
+    """A target from a target or from any function of logits (batch, classes) -> (batch,).
+
+    Raises:
+        ModelError: when it is neither.
+    """
     if isinstance(target, type):
         raise ModelError(f"{target.__name__} is a class, not a target", tries=[f"{target.__name__}(...)"])
     if hasattr(target, "bind"):

@@ -7,22 +7,30 @@ import dataclasses
 import importlib
 import inspect
 import re
+import textwrap
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 import causalmad
+from causalmad import errors
 from causalmad.catalogue import catalogue
 
 ROOT = Path(causalmad.__file__).parent
 BIBLIOGRAPHY = ROOT.parent / "docs" / "reference" / "bibliography.md"
 # The packages with lazy exports, and the modules from which people import though nothing exports them.
 PACKAGES = ["causalmad", *(f"causalmad.{path.parent.name}" for path in sorted(ROOT.glob("*/__init__.pyi")))]
-MODULES = ["causalmad.targets", "causalmad.sites", "causalmad.errors", "causalmad.config", "causalmad.names"]
+MODULES = [f"causalmad.{name}" for name in ("targets", "sites", "errors", "config", "names", "detectors", "repair")]
 # Methods of the protocols: what they take is said there, and again where a part departs from it.
 PROTOCOL = {"fit", "restore", "score_samples", "contributions", "p_values", "require", "load", "state", "run"}
 SOURCE = re.compile(r"\b(1[89]|20)\d\d\b|arXiv|[Oo]f this project|[Oo]wn idea|scikit-learn")
+ARRAY = re.compile(r"ndarray|NDArray|ArrayLike|\bArray\b|Tensor")
+SHAPE = re.compile(r"\([a-z0-9_ *+/]+,|\(\.\.\.\)|same shape")
+UNIT = re.compile(
+    r"\b(nats?|logits?|units?|shares?|standard deviations?|squared|counts?|ranks?|cosine|logarithms?|log|distances?|"
+    r"probabilit(y|ies)|p-values?|0 to 1)\b"
+)
 ARXIV = re.compile(r"(?<![\d.])(\d{4}\.\d{4,5})(?!\d)")
 
 
@@ -72,9 +80,6 @@ def parameters(function):
     return [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
 
 
-# Where a docstring is still to be completed; an entry that is no longer needed fails.
-
-
 def report(lines):
     assert not lines, "\n" + "\n".join(sorted(set(lines)))
 
@@ -114,6 +119,65 @@ def test_every_class_says_what_its_fields_are():
             fields = [field.name for field in dataclasses.fields(cls) if not field.name.startswith("_")]
             lines += [f"{module}.{name}: {field}" for field in untold(own_text(cls), fields)]
     report(lines)
+
+
+def callables():
+    """(name, function, docstring) of every public function, method and property; that of a class says some for it."""
+    for (module, name), value in exported().items():
+        if inspect.isroutine(value):
+            yield f"{module}.{name}", value, own_text(value)
+    for (module, name), cls in classes().items():
+        for each, method in methods(cls).items():
+            function = method.fget if isinstance(method, property) else method
+            text = inspect.getdoc(function) or ""
+            yield f"{module}.{name}.{each}", function, f"{text}\n{own_text(cls)}" if each in PROTOCOL else text
+
+
+def raised(function):
+    """Names of the errors of this library that a function itself raises."""
+    found, left = set(), [ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]]
+    while left:
+        for node in ast.iter_child_nodes(left.pop()):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                found.add(getattr(node.exc.func, "id", getattr(node.exc.func, "attr", "")))
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)):
+                left.append(node)
+    return {name for name in found if hasattr(errors, name)}
+
+
+def test_every_error_that_is_raised_is_told():
+    lines = []
+    for name, function, text in callables():
+        if "CausalmadError" not in text and untold(text, ["an error"]):
+            lines += [f"{name}: {each}" for each in raised(function) if each not in text]
+    report(lines)
+
+
+def test_every_array_has_a_shape():
+    lines = []
+    for name, function, text in callables():
+        found = inspect.signature(function)
+        given = {each: found.parameters[each].annotation for each in parameters(function)}
+        if name.endswith(".bind"):  # as the protocol of targets says
+            given.pop("clean")
+        for each, annotation in {**given, "return": found.return_annotation}.items():
+            if not ARRAY.search(str(annotation)) or re.search(r"dict|Mapping|Callable", str(annotation)):
+                continue
+            told = [line for line in text.splitlines() if each == "return" or re.search(rf"\b{each}\b", line)]
+            if told and not any(SHAPE.search(line) for line in told):
+                lines.append(f"{name}: {each}")
+    for (module, name), cls in classes().items():
+        for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
+            told = [line for line in own_text(cls).splitlines() if re.match(rf"\s*{field.name}:", line)]
+            if ARRAY.search(str(field.type)) and told and "(" not in told[0]:
+                lines.append(f"{module}.{name}: {field.name}")
+    report(lines)
+
+
+@pytest.mark.parametrize("kind", ["signatures", "references"])
+def test_every_score_and_column_has_a_unit(kind):
+    ours = [entry.load() for entry in catalogue(kind) if entry.module.startswith("causalmad.")]
+    report([f"{cls.__module__}.{cls.__name__}" for cls in ours if not UNIT.search(own_text(cls))])
 
 
 @pytest.mark.parametrize("kind", ["signatures", "references", "calibrators"])

@@ -52,7 +52,11 @@ class Alignment:
 
     @property
     def subspace(self) -> Subspace:
-        """The directions that carry the variable."""
+        """The directions that carry the variable.
+
+        Raises:
+            HypothesisError: when the site has none.
+        """
         if self.site.subspace is None:
             raise HypothesisError(f"{self.site} has no subspace")
         return self.site.subspace

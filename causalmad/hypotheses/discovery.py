@@ -63,6 +63,9 @@ def edge_scores(
         target: the scalar, by default the margin of the model's own answer.
         steps: points of ``eap-ig``.
         seed: for the draw.
+
+    Raises:
+        HypothesisError: when there is no such method, or no step.
     """
     if method not in (*METHODS, "exact") or steps < 1:
         raise HypothesisError(
@@ -109,6 +112,9 @@ def discover(
         steps: points of ``eap-ig``.
         threshold: nats, for ``acdc``.
         seed: for the draw.
+
+    Raises:
+        HypothesisError: when ``method``, ``level`` or ``steps`` is none of these.
 
     References:
         Conmy et al. 2023, arXiv 2304.14997 (ACDC); Syed et al. 2023, arXiv 2310.10348 (EAP); Hanna et al. 2024, arXiv

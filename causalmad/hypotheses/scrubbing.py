@@ -160,6 +160,9 @@ def scrub(
         unclaimed: see :class:`Scrubber`.
         seed: decides the draws.
 
+    Raises:
+        HypothesisError: when the labels are no classes of the model, one for each input, or no input has a donor.
+
     References:
         Chan et al. 2022, "Causal scrubbing: a method for rigorously testing interpretability hypotheses".
     """

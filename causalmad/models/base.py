@@ -225,6 +225,9 @@ class OpenModel:
             batch: the inputs.
             edits: place -> what becomes of its activation.
             position: token whose logits they are, where there is one for each token.
+
+        Raises:
+            ModelError: when the model's output has no logits.
         """
         logits = self.run(batch, edits=edits, position=position).logits
         if logits is None:

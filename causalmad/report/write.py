@@ -87,7 +87,7 @@ def report_of(
         detection: what was found.
         inputs: what it was found on; tokens are then shown, coloured by what their positions contribute.
         labels: (n,) True = anomalous, where that is known.
-        normal: p-values of fresh normal inputs, of which about a share alpha should be flagged.
+        normal: (m,) p-values of fresh normal inputs, of which about a share alpha should be flagged.
         hypothesis: the claim that the signature tests; the parts that fail are marked.
         tokenizer: has ``decode``, by which token ids become text.
         command: what makes the result again.
@@ -195,7 +195,7 @@ def report_of_rows(
         rows: the lines as dicts.
         inputs: as in :func:`report_of`, like all further arguments.
         labels: (n,) True = anomalous.
-        normal: p-values of fresh normal inputs.
+        normal: (m,) p-values of fresh normal inputs.
         hypothesis: the claim that the signature tests.
         tokenizer: turns token ids into text.
         command: what makes the result again.
