@@ -125,7 +125,17 @@ class Inputs:
             for name, values in self.fields.items()
         }
         columns = {name: values[index] for name, values in self.columns.items()}
-        return replace(self, ids=tuple(self.ids[i] for i in index), fields=picked, columns=columns)
+        found = replace(self, ids=tuple(self.ids[i] for i in index), fields=picked, columns=columns)
+        if "digests" in self.__dict__:
+            found.__dict__["digests"] = tuple(self.digests[i] for i in index)
+        return found
+
+    def named(self, ids: Sequence[str]) -> Inputs:
+        """The same inputs under other ids (n,)."""
+        found = replace(self, ids=tuple(ids))
+        if "digests" in self.__dict__:
+            found.__dict__["digests"] = self.digests
+        return found
 
     @property
     def main(self) -> Rows:

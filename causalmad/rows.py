@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ def chunked(
 ) -> Iterator[Inputs]:
     """Rows as inputs, ``size`` at a time: the same ids and checks as if they were read at once.
 
-    In memory stay one chunk and, for each input that was read, a hash of its id.
+    In memory stay one chunk and, for each input that was read, a hash of its id, which takes 32 bytes.
 
     Args:
         rows: of a file or a stream.
@@ -69,17 +69,25 @@ def chunked(
     Raises:
         InputsError: as :func:`as_inputs` does, whichever lines do not fit each other.
     """
+    from causalmad.digests import Counts, as_keys
+
     remaining = iter(rows)
     first: Row | None = None
-    seen: set[bytes] = set()
-    repeats: dict[bytes, int] = {}
+    counts = Counts()
     while chunk := list(islice(remaining, size)):
         first = first or chunk[0]
         inputs = as_inputs(chunk, model, blocks, like=first)
         if "id" in first.values:
-            _require_new(chunk, inputs.ids, seen)
+            before = counts.add(as_keys(b"".join(map(_short, inputs.ids))))
+            if before.any():
+                again = int(before.argmax())
+                place, key = chunk[again].place, inputs.ids[again]
+                raise InputsError(f"{place}: id {key!r} stands in an earlier line as well", needed="unique ids")
         else:
-            inputs = replace(inputs, ids=tuple(_running(digest, seen, repeats) for digest in inputs.digests))
+            # As causalmad.inputs.content_ids does: repeats of a content get a running number.
+            keys = [digest[:12] for digest in inputs.digests]
+            before = counts.add(as_keys(b"".join(bytes.fromhex(key).ljust(16, b"\0") for key in keys)))
+            inputs = inputs.named([key if not n else f"{key}.{n + 1}" for key, n in zip(keys, before.tolist())])
         yield inputs
 
 
@@ -169,24 +177,8 @@ def _ids(rows: list[Row]) -> list[str] | None:
     return list(seen)
 
 
-def _require_new(rows: list[Row], ids: tuple[str, ...], seen: set[bytes]) -> None:
-    """Ids that no earlier chunk has; they are added to it as 16 bytes each."""
-    for row, key in zip(rows, ids):
-        short = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if short in seen:
-            raise InputsError(f"{row.place}: id {key!r} stands in an earlier line as well", needed="unique ids")
-        seen.add(short)
-
-
-def _running(digest: str, seen: set[bytes], repeats: dict[bytes, int]) -> str:
-    """The id that :func:`causalmad.inputs.content_ids` gives to a content: repeats get a running number."""
-    key = digest[:12]
-    short = bytes.fromhex(key)
-    if short not in seen:
-        seen.add(short)
-        return key
-    repeats[short] = repeats.get(short, 1) + 1
-    return f"{key}.{repeats[short]}"
+def _short(key: str) -> bytes:
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _floats(rows: list[Row], name: str, like: Row) -> list[Tensor]:

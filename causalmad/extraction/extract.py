@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from causalmad.digests import ABSENT, Keys
+from causalmad.digests import ABSENT, Keys, first_rows
 from causalmad.errors import CacheError, SpecError
 from causalmad.extraction.address import row_keys
 from causalmad.extraction.cache import Keeps, Kept, opened
@@ -84,8 +84,7 @@ def extract(
             )
         keys, kept = row_keys(known), keeps.of(fitted, parts, view)
     kept.refresh()
-    _, firsts = np.unique(keys.view("S16").reshape(-1), return_index=True)
-    missing = np.sort(firsts)
+    missing = first_rows(keys)
     missing = missing[kept.find(keys[missing]) == ABSENT]
     said = progress or _silent
     done = len(known) - len(missing)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
+from causalmad import errors
 from causalmad.errors import CausalmadError, ModelError, SpecError
 from causalmad.extraction.engine import Counted, Rows, Values, Work, chunk_values
 from causalmad.inputs import Inputs
@@ -74,13 +77,19 @@ class Ray:
             )
             try:
                 for batch in found.iter_batches(batch_size=None, batch_format="numpy"):
-                    for number, data in zip(batch["number"], batch["rows"], strict=True):
+                    for number, data, error in zip(batch["number"], batch["rows"], batch["error"], strict=True):
+                        if error:
+                            raise _error_from(str(error))
                         rows = parts[int(number)]
                         values = np.frombuffer(data, dtype=np.float32).reshape(len(rows), width)
                         done(len(rows))
                         yield rows, values
             except ray.exceptions.RayError as error:
-                raise _own(error) from error
+                raise ModelError(
+                    f"a worker failed: {type(error).__name__}: {error}",
+                    causes=["too little memory", "causalmad or the model's code is not installed on a worker"],
+                    tries=['engine="local", to see the error alone'],
+                ) from error
 
     def _workers(self, ray: Any, gpus: float) -> int:
         if self.workers is not None:
@@ -141,7 +150,13 @@ class Worker:
 
     def __init__(self, parcel: Any, chunks: list[Any]) -> None:
         ray = _ray()
-        given: Parcel = ray.get(parcel) if isinstance(parcel, ray.ObjectRef) else parcel
+        self.chunks, self.get, self.error = chunks, ray.get, ""
+        try:
+            self.compute = self._prepared(ray.get(parcel), bool(ray.get_gpu_ids()))
+        except CausalmadError as error:
+            self.error = _error_to(error)
+
+    def _prepared(self, given: Parcel, gpu: bool) -> Callable[[Inputs], Values]:
         torch.set_num_threads(given.threads)
         made = given.model if isinstance(given.model, nn.Module) else given.model()
         opened = open_model(made, **given.options, batch_size=given.batch_size)
@@ -152,18 +167,24 @@ class Worker:
                     f"the model that a worker made is another one: {difference}",
                     needed="the very weights on which the signature was fitted",
                 )
-        if ray.get_gpu_ids() and opened.device.type == "cpu":
+        if gpu and opened.device.type == "cpu":
             opened.module.to("cuda")
-        self.model, self.chunks, self.get = opened, chunks, ray.get
-        self.signature = given.spec.restore(opened, given.state)
+        signature = given.spec.restore(opened, given.state)
+        return lambda inputs: chunk_values(signature, opened, inputs, _uncounted)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The rows of each chunk, as bytes."""
-        found = []
+        """The rows of each chunk, as bytes; or what went wrong, since Ray would hand on only a text of it."""
+        rows, said = [], []
         for number in batch["number"]:
-            inputs: Inputs = self.get(self.chunks[int(number)])
-            found.append(chunk_values(self.signature, self.model, inputs, _uncounted).tobytes())
-        return {"number": batch["number"], "rows": np.array([*found, None], dtype=object)[:-1]}
+            values, error = b"", self.error
+            try:
+                if not error:
+                    values = self.compute(self.get(self.chunks[int(number)])).tobytes()
+            except CausalmadError as raised:
+                error = _error_to(raised)
+            rows.append(values)
+            said.append(error)
+        return {"number": batch["number"], "rows": _objects(rows), "error": _objects(said)}
 
 
 @contextmanager
@@ -194,18 +215,23 @@ def _ray() -> Any:
     return ray
 
 
-def _own(error: BaseException) -> BaseException:
-    """The error that a worker raised on purpose, in place of Ray's about it."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, CausalmadError):
-            return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return ModelError(
-        f"a worker failed: {type(error).__name__}: {error}",
-        causes=["too little memory", "causalmad or the model's code is not installed on a worker"],
-        tries=['engine="local", to see the error alone'],
-    )
+def _error_to(error: CausalmadError) -> str:
+    parts = {"what": error.what, "needed": error.needed, "causes": error.causes, "tries": error.tries}
+    return json.dumps({"class": type(error).__name__, **parts})
+
+
+def _error_from(text: str) -> CausalmadError:
+    data = json.loads(text)
+    found = getattr(errors, data.pop("class"), CausalmadError)
+    kind = found if isinstance(found, type) and issubclass(found, CausalmadError) else CausalmadError
+    return kind(data.pop("what"), **data)
+
+
+def _objects(values: list[Any]) -> npt.NDArray[Any]:
+    """Texts or bytes as an array of objects, whatever their lengths."""
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found
 
 
 def _uncounted(rows: int) -> None:
