@@ -55,7 +55,12 @@ class Ray:
             raise SpecError(f"{self!r}", needed="at least one worker with at least one processor")
 
     def run(self, work: Work, chunks: Iterable[Rows], done: Counted) -> Iterator[tuple[Rows, Values]]:
-        """See :class:`causalmad.extraction.engine.Engine`."""
+        """See :class:`causalmad.extraction.engine.Engine`.
+
+        Raises:
+            ModelError: when a worker fails for another reason than an input or the model it makes.
+            SpecError: when Ray is not installed, or workers cannot make the signature again.
+        """
         ray = _ray()
         parcel = self._parcel(work)
         parts = list(chunks)

@@ -13,6 +13,7 @@ from causalmad.errors import HypothesisError, nearest
 from causalmad.inputs import Batch
 from causalmad.models import OpenModel
 from causalmad.models.architectures import Architecture, Wiring
+from causalmad.models.offloaded import at_hand
 from causalmad.sites import Place, Site
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative; rounding of half precision is coarser
@@ -229,16 +230,18 @@ class Computation:
 
 def plain(part: nn.Module, value: Tensor) -> Tensor:
     """A module's own computation, past any hook or replaced ``forward``: it may be running already."""
-    result: Tensor = type(part).forward(part, value)
+    with at_hand(part):
+        result: Tensor = type(part).forward(part, value)
     return result
 
 
 def weights(projection: nn.Module, like: Tensor) -> Tensor:
     """(in, out) matrix of a linear map, whatever it is made of."""
-    if type(projection) is nn.Linear:
-        return projection.weight.T
-    if type(projection).__name__ == "Conv1D" and isinstance(projection.weight, Tensor):
-        return projection.weight
+    with at_hand(projection):
+        if type(projection) is nn.Linear:
+            return projection.weight.T
+        if type(projection).__name__ == "Conv1D" and isinstance(projection.weight, Tensor):
+            return projection.weight
     with torch.no_grad():
         unit = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
         return plain(projection, unit) - plain(projection, torch.zeros_like(unit[:1]))

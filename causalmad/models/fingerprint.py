@@ -8,10 +8,17 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from causalmad.models.offloaded import offloaded
+
 
 def parameter_digests(module: nn.Module) -> dict[str, str]:
-    """Name of a parameter or buffer -> hash of its shape, type and values, in the module's order."""
-    return {name: _tensor_digest(value) for name, value in module.state_dict(keep_vars=True).items()}
+    """Name of a parameter or buffer -> hash of its shape, type and values, in the module's order.
+
+    Values that accelerate keeps in memory or on disk until a layer runs are read from there, one at a time.
+    """
+    away = dict(offloaded(module))
+    known = module.state_dict(keep_vars=True)
+    return {name: _tensor_digest(away[name]() if name in away else value) for name, value in known.items()}
 
 
 def digest(parts: Mapping[str, str]) -> str:

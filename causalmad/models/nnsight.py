@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from causalmad.errors import ModelError, SiteError
+from causalmad.models.offloaded import offloaded
 from causalmad.models.order import Moment, counted, defined, ranks, recorded
 from causalmad.models.places import (
     called_again,
@@ -198,6 +199,12 @@ def wrapped(module: nn.Module, handle: Any, marked: bool) -> Iterator[Any]:
         handle: the user's own wrapper of it, or None.
         marked: whether nnsight marks the parts with their names for a server.
     """
+    if not marked and next(offloaded(module), None) is not None:
+        raise ModelError(
+            f"nnsight on a {type(module).__name__} whose weights accelerate keeps elsewhere until a layer runs",
+            causes=["device_map='auto' with less memory than the model takes"],
+            tries=["open_model(model), the default engine", "a device_map without 'cpu' and 'disk'"],
+        )
     before = [(part, dict(part.__dict__)) for part in module.modules()]
     added: list[tuple[nn.Module, dict[str, Any], str]] = []
     try:

@@ -34,6 +34,7 @@ def quiet(module: nn.Module) -> Iterator[None]:
             return
         training = [part for part in module.modules() if part.training]
         wanted = [value for value in module.parameters() if value.requires_grad]
+        away = list(_offloaded(module))
         buffers = list(_buffers(module))
         rng, own, legacy = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -48,6 +49,9 @@ def quiet(module: nn.Module) -> Iterator[None]:
         finally:
             for part in training:
                 part.training = True
+            for owner, name, value in away:
+                if owner._parameters.get(name) is not value:
+                    owner._parameters[name] = value
             for value in wanted:
                 value.requires_grad_(True)
             for buffer in buffers:
@@ -58,6 +62,14 @@ def quiet(module: nn.Module) -> Iterator[None]:
             if cuda:
                 torch.cuda.set_rng_state_all(cuda)
             _HELD.pop(module, None)
+
+
+def _offloaded(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Parameters whose values are elsewhere: accelerate puts others in their place whenever a layer runs."""
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None and value.is_meta:
+                yield part, name, value
 
 
 class _Buffer(NamedTuple):

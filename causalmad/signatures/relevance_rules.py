@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
 from causalmad.models.hooks import Hooks
+from causalmad.models.offloaded import at_hand
 from causalmad.models.order import counted
 from causalmad.sites import Place
 
@@ -141,11 +142,12 @@ def _proportional(rule: Rule, part: nn.Module) -> dict[Place, Patch]:
             axes = tuple(range(-len(getattr(part, "normalized_shape", axes)), 0))
             source = source - source.mean(axes, keepdim=True)
         still = source.detach()
+        with at_hand(part):
+            weight, own = getattr(part, "weight", None), getattr(part, "bias", None)
         if type(part) is nn.LayerNorm:  # without a division, in which a bias would cost digits
             scale = (still.square().mean(axes, keepdim=True) + part.eps).rsqrt()
-            ratio = scale if part.weight is None else scale * part.weight
+            ratio = scale if weight is None else scale * weight
         else:
-            own = getattr(part, "bias", None)
             ratio = (value.detach() - (own if isinstance(own, Tensor) else 0)) / torch.where(still == 0, 1, still)
         surrogate = source * ratio
         # The value to the bit, and the gradient of the surrogate.
