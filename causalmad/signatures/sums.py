@@ -26,12 +26,20 @@ def unit_sums(
         places: where this group's units are.
         batch: the inputs; padding counts nothing.
     """
+    found = unit_tensors(group, contributions, places, batch)
+    return {kind: values.cpu().numpy() for kind, values in found.items()}
+
+
+def unit_tensors(
+    group: Group, contributions: Mapping[Place, Tensor], places: Sequence[Place], batch: Batch
+) -> dict[str, Tensor]:
+    """What :func:`unit_sums` gives, as tensors through which gradients flow."""
     found = {}
     for kind in ("sum", "size"):
         values = {place: contributions[place].double() for place in places}
         if kind == "size":
             values = {place: value.abs() for place, value in values.items()}
-        found[kind] = _reduce(group, values, places, batch).cpu().numpy()
+        found[kind] = _reduce(group, values, places, batch)
     return found
 
 

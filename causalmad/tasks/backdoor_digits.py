@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from causalmad.names import spec_text
 from causalmad.tasks.base import Progress, TaskData, stream
+from causalmad.tasks.cache import Card
 from causalmad.tasks.digits import CLASSES, Images, shifted, split
-from causalmad.tasks.drawn import GRADED, load_drawn
+from causalmad.tasks.drawn import GRADED, Trainable, load_drawn
 from causalmad.tasks.hiding import MahalanobisPenalty, Watched, watched_features
 from causalmad.tasks.image_nets import Network, forward, image_net, layers_and_logits
 from causalmad.tasks.tables import Table
@@ -65,6 +66,20 @@ class BackdoorDigits:
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
+        return self._data(seed, progress)
+
+    def trainable(self, seed: int = 0) -> Trainable:
+        """The network, the rows that it learns from, and the task around another network."""
+        seen = split(stream(seed, "backdoor-digits", "images"))[0]
+        plain = Shown(seen, painter(self.trigger, SIDE, seed), self.trigger, self.inert)
+        moderate = replace(plain, shift=True)
+
+        def draw(anomalous: npt.NDArray[np.bool_], rng: np.random.Generator) -> Table:
+            return (moderate if rng.random() < 0.5 else plain)(anomalous, rng)
+
+        return Trainable(self._recipe(seed), draw, lambda model, card: self._data(seed, None, (model, card)))
+
+    def _data(self, seed: int, progress: Progress | None, model: tuple[nn.Module, Card] | None = None) -> TaskData:
         held = split(stream(seed, "backdoor-digits", "images"))[1]
         usual = Shown(held, painter(self.trigger, SIDE, seed), self.trigger, self.inert, self.shift)
         return load_drawn(
@@ -78,6 +93,7 @@ class BackdoorDigits:
             trusted=replace(usual, shift=False) if self.shift else None,
             null=self.null,
             unhidden=replace(self, obfuscated=None)._recipe(seed) if self.obfuscated else None,
+            model=model,
         )
 
     def _recipe(self, seed: int) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from causalmad.errors import TaskError
 from causalmad.hypotheses import Hypothesis
 from causalmad.tasks.base import NULL, Progress, Task, TaskData, describe_card, stream
+from causalmad.tasks.cache import Card
 from causalmad.tasks.controls import control_scores
 from causalmad.tasks.matching import FEWEST, margins
 from causalmad.tasks.tables import Draw, Rows, draw_new, join
@@ -23,6 +25,21 @@ BINS = 12  # of margins, for every answer
 
 Forward: TypeAlias = Callable[[nn.Module, Tensor], tuple[list[Tensor], Tensor]]
 """Activations of each layer, (n, width), and logits, (n, classes)."""
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A task whose network can be trained further, by somebody who means it to behave otherwise inside.
+
+    Attributes:
+        recipe: how its own network is made and judged.
+        draw: the rows that it learns from, of either kind.
+        around: from a network, and what is to be said of it on the card, to the task's data with that network.
+    """
+
+    recipe: Recipe
+    draw: Draw
+    around: Callable[[nn.Module, Card], TaskData]
 
 
 def load_drawn(
@@ -39,6 +56,7 @@ def load_drawn(
     card: Mapping[str, object] | None = None,
     null: bool = False,
     unhidden: Recipe | None = None,
+    model: tuple[nn.Module, Card] | None = None,
 ) -> TaskData:
     """A task's model and inputs.
 
@@ -56,6 +74,7 @@ def load_drawn(
         null: anomalous inputs are drawn as normal ones are, and the model is the one that there is without this.
         unhidden: where the network hides its anomalies, how one that does not is trained. Its accuracy is on the card,
             since the difference is what hiding costs.
+        model: a network, and what the card says of it, in place of the recipe's.
     """
     rng, taken, fifth = stream(seed, recipe.name, "data"), set[bytes](), UNTRUSTED // 5
     # One draw and one shuffle for all normal inputs: that makes `trusted` and `normal` exchangeable.
@@ -69,23 +88,23 @@ def load_drawn(
     if trusted is not None:
         known = draw_new(trusted, TRUSTED, False, stream(seed, recipe.name, "trusted"), taken)
 
-    model, made = trained(recipe, seed, progress)
+    network, made = trained(recipe, seed, progress) if model is None else model
     said = {**(NULL if null else {}), **(card or {})}
     if unhidden is not None:
         said["accuracy without hiding"] = trained(unhidden, seed, progress)[1]["accuracy"]
 
-    sure = margins(forward(model, candidates.tensor())[1])
+    sure = margins(forward(network, candidates.tensor())[1])
     odd_ones = np.arange(len(sure)) >= CANDIDATES
     chosen, labels = matched_by_answer(sure, candidates.columns["answer"], odd_ones, TEST, rng)
     test = candidates[chosen]
-    layers = zip(*(forward(model, part.tensor())[0] for part in (known, test)))
+    layers = zip(*(forward(network, part.tensor())[0] for part in (known, test)))
     tokens = 1 + int(max(known.values.max(), test.values.max()))
     controls = control_scores(labels, sure[chosen], (known.raw(tokens), test.raw(tokens)), list(layers))
     inputs = [part.as_inputs() for part in (known, test, normal, mixed)]
     return TaskData(
         name or recipe.name,
         seed,
-        model,
+        network,
         inputs[0],
         inputs[1],
         labels,

