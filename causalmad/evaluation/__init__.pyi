@@ -1,3 +1,4 @@
+from . import attacks as attacks
 from .acceptance import Acceptance as Acceptance
 from .acceptance import accept as accept
 from .controls import control_aurocs as control_aurocs

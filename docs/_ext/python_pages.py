@@ -31,7 +31,7 @@ PLAIN = (
 def packages() -> list[str]:
     """Every package with a ``.pyi`` of exports, except the command line, which has a page of its own."""
     root = Path(importlib.import_module("causalmad").__file__ or "").parent
-    found = sorted(path.parent.name for path in root.glob("*/__init__.pyi"))
+    found = sorted(".".join(path.parent.relative_to(root).parts) for path in root.glob("*/**/__init__.pyi"))
     return ["causalmad", *(f"causalmad.{name}" for name in found if name != "cli")]
 
 

@@ -24,7 +24,8 @@ class Perturbation:
 
     Projected gradient descent on signs, through the signature: the loss is the detector's excess over what trusted
     inputs score, plus ten times what the margin of the model's first answer lacks. Of all steps that keep the answer
-    the one with the lowest excess counts; of a shared change, the one with the lowest loss of all inputs together. Tokens are no numbers: see :class:`TokenSearch`.
+    the one with the lowest excess counts; of a shared change, the one with the lowest loss over all inputs. Tokens are
+    no numbers: see :class:`TokenSearch`.
 
     Args:
         size: largest change of a number, in the input's own units.

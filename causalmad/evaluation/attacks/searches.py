@@ -1,4 +1,4 @@
-"""Input-time attacks by search, which need nothing but scores: numbers or tokens changed at random, kept where it helps."""
+"""Input-time attacks by search, which need nothing but scores: numbers or tokens changed at random."""
 
 from __future__ import annotations
 

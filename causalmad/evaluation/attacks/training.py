@@ -61,6 +61,9 @@ class TrainTime:
         looked: at how many of these the detectors look.
         rate: largest learning rate.
         refit: steps after which signatures are fitted anew.
+        spare: how far the loss of the task may lie above what it was before the attack (nats, running mean). Above it
+            the penalties' weight falls by a twentieth at every step, below it the weight rises again, up to ``weight``:
+            what can be hidden at about equal accuracy. None lets it cost what it costs.
         shrinkage: of the covariances in the penalty. What is hidden from a distance that shrinks more than the
             detector's does shows in the detector's.
 
@@ -75,6 +78,7 @@ class TrainTime:
     looked: int = 200
     rate: float = 2e-3
     refit: int = 50
+    spare: float | None = None
     shrinkage: float = 0.01
 
     def __post_init__(self) -> None:
@@ -123,6 +127,8 @@ class TrainTime:
         set_rate = one_cycle(optimiser, self.steps)
         penalties = [MahalanobisPenalty(self.shrinkage) for _ in watched]
         fitted: list[FittedSignature] = []
+        usual = running = _task_loss(graph, opened, draw(anomalous, rng))
+        strength = 1.0
         with twice_differentiable(model):
             for now in range(self.steps):
                 set_rate(now)
@@ -132,10 +138,13 @@ class TrainTime:
                 table = draw(anomalous, rng)
                 batch = _whole(_inputs(table, opened), graph)
                 loss = functional.cross_entropy(graph.logits(batch), table.answer)
+                running = 0.95 * running + 0.05 * float(loss.detach())
+                if self.spare is not None:
+                    strength = min(1.0, strength * (1 / 0.95 if running < usual + self.spare else 0.95))
                 part = replace(batch.take(looked), rows=np.arange(len(looked)))
                 for signature, penalty in zip(fitted, penalties, strict=False):
                     found = columns(signature, graph, part).float()
-                    weight = self.weight * min(1.0, now / (GROWS * self.steps))
+                    weight = strength * self.weight * min(1.0, now / (GROWS * self.steps))
                     loss = loss + weight * penalty(_layers(signature, found), where)
                 optimiser.zero_grad()
                 loss.backward()
@@ -155,6 +164,11 @@ def signatures_of(detectors: Sequence[str]) -> tuple[Signature, ...]:
         for part in spec.signatures if isinstance(spec, Concat) else (spec,):
             found[part] = None
     return tuple(found)
+
+
+@torch.no_grad()
+def _task_loss(graph: GraphModel, opened: OpenModel, table: Table) -> float:
+    return float(functional.cross_entropy(graph.logits(_whole(_inputs(table, opened), graph)), table.answer))
 
 
 def _layers(signature: FittedSignature, found: Tensor) -> list[Tensor]:

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,8 @@ def gap(data, name):
 def test_the_target_sees_less_and_the_answers_stay(monkeypatch, folder, name):
     monkeypatch.setenv("CAUSALMAD_CACHE", str(folder))
     before = TrainTime((name,), steps=1, weight=0.0).load(Small())
-    after = TrainTime((name,), steps=200, batch=80, looked=80, rate=5e-3).load(Small())
-    print(name, gap(before, name), gap(after, name), after.card["accuracy"])
-    assert gap(after, name) < 0.6 * gap(before, name)
+    after = TrainTime((name,), steps=120, batch=60, looked=60, rate=5e-3).load(Small())
+    assert gap(after, name) < 0.75 * gap(before, name)
     assert after.card["accuracy"]["normal"] > 0.9
     assert after.card["accuracy before the attack"] == {"normal": 0.992, "anomalous": 0.989}
 
@@ -56,3 +56,11 @@ def test_what_cannot_be_attacked_is_named():
         TrainTime().load(GateDigits())
     with pytest.raises(SpecError):
         TrainTime(())
+
+
+def test_sparing_the_task_keeps_answers_that_hiding_would_cost(monkeypatch, folder):
+    monkeypatch.setenv("CAUSALMAD_CACHE", str(folder))
+    attack = TrainTime(("activations",), steps=80, batch=60, looked=60, weight=3.0, rate=5e-3)
+    free, spared = (min(replace(attack, spare=spare).load(Small()).card["accuracy"].values()) for spare in (None, 0.01))
+    assert free < 0.85
+    assert spared > free + 0.08

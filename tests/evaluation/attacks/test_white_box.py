@@ -34,9 +34,11 @@ def whole(model, inputs):
     return batch
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv", "gpt2", "neox", "llama"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "conv", "gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("neox", "llama"))]
+)
 def test_scores_are_those_of_the_detector(name):
-    made = toy(name, trusted=90, fresh=10)
+    made = toy(name, trusted=60, fresh=6)
     made.model.eval()
     for text in DETECTORS:
         fitted = detector(text).fit(made.model, made.trusted)
