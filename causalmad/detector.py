@@ -17,7 +17,7 @@ from causalmad.calibration.base import FittedCalibrator
 from causalmad.calibration.multiple import adjusted, fewest
 from causalmad.covariates import covariates, predicted_classes
 from causalmad.detection import Detection
-from causalmad.errors import FitError, InputsError, SpecError
+from causalmad.errors import FitError, InputsError, SpecError, blaming
 from causalmad.explanation import Explanation, explain
 from causalmad.extraction.cache import Keeps
 from causalmad.extraction.cache import opened as opened_cache
@@ -145,11 +145,8 @@ class Detector:
             given["folds"] = folds
             scores = scores_of(reference, _last(normal, len(folds)), each=True)[np.arange(len(folds)), folds]
         calibrator = self.calibrator.fit(scores, **given)
-        parts = {
-            "signature": _ids(inputs, fit_rows),
-            "reference": _ids(inputs, reference_rows),
-            "calibration": _ids(inputs, calibration_rows),
-        }
+        chosen = {"signature": fit_rows, "reference": reference_rows, "calibration": calibration_rows}
+        parts = {name: [inputs.ids[row] for row in which] for name, which in chosen.items()}
         provenance = {"seed": seed, "ids": parts, "versions": versions(), "model": opened.name}
         # A p-value compares with inputs that the fit has not seen: nothing that it has seen has one that means much.
         seen = frozenset(inputs.digests)
@@ -175,6 +172,7 @@ class FittedDetector:
         pool: content hashes of the untrusted inputs that the reference was fitted on.
         context: what else the reference was fitted with: ``untrusted`` (m, d) signatures, and of every trusted row its
             predicted class (``classes``) and fold (``folds``).
+        origin: the folder that it was loaded from: whatever fails is then blamed on that.
     """
 
     spec: Detector
@@ -187,6 +185,7 @@ class FittedDetector:
     provenance: Mapping[str, Any]
     pool: frozenset[str] = frozenset()
     context: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    origin: str = ""
 
     def __repr__(self) -> str:
         """What was fitted, in a line."""
@@ -209,7 +208,8 @@ class FittedDetector:
             inputs: whatever :meth:`Inputs.of` takes.
             cache: a folder that keeps signatures, see :func:`causalmad.extract`.
         """
-        return scores_of(self.reference, self._signatures(self.model.inputs(inputs), cache))
+        with blaming(self.origin):
+            return scores_of(self.reference, self._signatures(self.model.inputs(inputs), cache))
 
     def measure(self, found: Signatures, inputs: Inputs) -> tuple[Floats, Floats]:
         """(n,) anomaly scores and (n,) p-values of signatures.
@@ -218,9 +218,10 @@ class FittedDetector:
             found: the signatures, one row for each input.
             inputs: whose they are; calibrators that compare like with like look up the class, length or column here.
         """
-        scores = scores_of(self.reference, found)
-        compared = scores_of(self.reference, found, each=True) if self._folded else scores
-        return scores, self.calibrator.p_values(compared, **self.compared_by(inputs))
+        with blaming(self.origin):
+            scores = scores_of(self.reference, found)
+            compared = scores_of(self.reference, found, each=True) if self._folded else scores
+            return scores, self.calibrator.p_values(compared, **self.compared_by(inputs))
 
     def detect(self, inputs: Any, alpha: float = 0.05, *, fdr: str | None = None, cache: Keeps = None) -> Detection:
         """Scores, p-values and flags.
@@ -315,7 +316,8 @@ class FittedDetector:
         return load(Path(path), model, hypothesis)
 
     def _signatures(self, inputs: Inputs, cache: Keeps) -> Signatures:
-        return rows_of(self.signature, self.spec.signature, self.model, cache, inputs)
+        with blaming(self.origin):
+            return rows_of(self.signature, self.spec.signature, self.model, cache, inputs)
 
     @property
     def _folded(self) -> bool:
@@ -334,9 +336,10 @@ class FittedDetector:
 
     def _explain(self, found: Signatures, scores: Floats, p_values: Floats, row: int, inputs: Inputs) -> Explanation:
         chosen = getattr(self.signature, "donors_of", None)  # signatures that choose donors for every input
-        donors = None if chosen is None else chosen(inputs[row])
         key, values, score, p_value = found.ids[row], found.values[row], float(scores[row]), float(p_values[row])
-        return explain(key, found.columns, values, score, p_value, self.reference, self.trusted, donors=donors)
+        with blaming(self.origin):
+            donors = None if chosen is None else chosen(inputs[row])
+            return explain(key, found.columns, values, score, p_value, self.reference, self.trusted, donors=donors)
 
 
 def fit_on(
@@ -391,7 +394,3 @@ def _parameters(function: Any) -> frozenset[str]:
 def donor_digests(signature: FittedSignature) -> frozenset[str]:
     """Contents of the inputs that the signature uses as donors; they don't describe what is normal."""
     return frozenset(getattr(signature, "donor_digests", ()))
-
-
-def _ids(inputs: Inputs, rows: npt.NDArray[np.int64]) -> list[str]:
-    return [inputs.ids[row] for row in rows]

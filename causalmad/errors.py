@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class CausalmadError(Exception):
@@ -83,6 +84,30 @@ class TaskError(CausalmadError):
 
 class CacheWarning(UserWarning):
     """A cache of signatures that helps less than it should: damaged, full, or read-only. No result depends on it."""
+
+
+@contextmanager
+def blaming(path: str) -> Iterator[None]:
+    """A block in which whatever fails is an error of the file that its numbers were read from.
+
+    Args:
+        path: the file or folder; without one, errors are as they are.
+
+    Raises:
+        StoreError: in place of any error that is none of causalmad's own, which is then its cause.
+    """
+    try:
+        yield
+    except CausalmadError:
+        raise
+    except Exception as error:
+        if not path:
+            raise
+        raise StoreError(
+            f"{path} does not describe a detector that can be used: {type(error).__name__}: {error}",
+            causes=["files that were changed and sealed anew", "another version of causalmad or of a plug-in"],
+            tries=["fit and save again"],
+        ) from error
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

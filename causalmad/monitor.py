@@ -13,8 +13,8 @@ import numpy as np
 
 from causalmad.calibration.base import as_alpha
 from causalmad.calibration.martingale import Betting
-from causalmad.errors import CalibrationError, CausalmadError, InputsError, StoreError
-from causalmad.whole import write_whole
+from causalmad.errors import CalibrationError, CausalmadError, InputsError, StoreError, blaming
+from causalmad.whole import read_whole, write_whole
 
 if TYPE_CHECKING:
     from causalmad.detector import FittedDetector
@@ -124,7 +124,8 @@ class Monitor:
             inputs: whatever :meth:`Inputs.of` takes.
         """
         known = self.fitted.model.inputs(inputs)
-        found = self.fitted.signature(known)
+        with blaming(self.fitted.origin):
+            found = self.fitted.signature(known)
         scores, p_values = self.fitted.measure(found, known)
         betting, events = self.betting, []
         for row, p_value in enumerate(self._conditional(scores, known)):
@@ -173,7 +174,7 @@ class Monitor:
             StoreError: when the file is damaged, or of another detector.
         """
         try:
-            content = json.loads(Path(path).read_bytes())
+            content = json.loads(read_whole(Path(path)))
             checksum = content.pop("checksum")
             sound = checksum == _hash(json.dumps(content, sort_keys=True))
         except OSError as error:
@@ -182,7 +183,7 @@ class Monitor:
             raise StoreError(f"{path} holds no monitor: {error}", needed="a file of Monitor.save") from error
         if not sound or content.get("schema") != SCHEMA:
             raise StoreError(f"{path} is not what was saved: its checksum or schema differs")
-        if content["detector"] != fingerprint(fitted):
+        if content.get("detector") != fingerprint(fitted):
             raise StoreError(
                 f"{path} was written for another detector",
                 needed="the very detector, on the same model",
@@ -193,7 +194,7 @@ class Monitor:
             monitor = cls(fitted, content["alpha"], content["alarm"])
             stakes = tuple(-math.inf if stake is None else float(stake) for stake in content["log_stakes"])
             monitor.betting = Betting(int(content["steps"]), stakes, float(content["highest"]))
-        except (CausalmadError, KeyError, TypeError, ValueError) as error:
+        except (CausalmadError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise StoreError(f"{path} holds no monitor: {error}") from error
         return monitor
 

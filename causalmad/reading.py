@@ -153,13 +153,34 @@ def _split(
                 f"the inputs are texts ({key!r}) and the model came without a tokenizer",
                 tries=["open_model(model, tokenizer=tokenizer)", "pass token ids: [{'input_ids': [...]}, ...]"],
             )
-        encoded = tokenizer([str(text) for text in columns[key]])
+        encoded = _encoded(tokenizer, [str(text) for text in columns[key]])
         fields["input_ids"] = _field(encoded["input_ids"], "input_ids")
         mask = encoded.get("attention_mask") if hasattr(encoded, "get") else None
     if mask is not None:
         fields = _unpadded(fields, mask)
     order = sorted(fields, key=lambda name: (name != "input_ids", isinstance(name, str)))
     return {name: fields[name] for name in order}, columns
+
+
+def _encoded(tokenizer: Callable[..., Any], texts: list[str]) -> Any:
+    """What the tokenizer makes of texts.
+
+    Raises:
+        InputsError: when it raises, with the first text that it may have stumbled on.
+    """
+    try:
+        return tokenizer(texts)
+    except Exception as error:
+        half = (row for row, text in enumerate(texts) if any("\ud800" <= letter <= "\udfff" for letter in text))
+        row = next(half, None)
+        found = (
+            "" if row is None else f"; row {row} holds half of a surrogate pair, which is no text: {texts[row]!r:.80}"
+        )
+        raise InputsError(
+            f"the tokenizer raised {type(error).__name__}: {error}{found}",
+            needed="texts",
+            tries=["text.encode('utf-8', 'replace').decode()"] if found else [],
+        ) from error
 
 
 def _unpadded(fields: dict[int | str, Rows], mask: Any) -> dict[int | str, Rows]:
@@ -191,7 +212,7 @@ def _field(values: Any, name: int | str) -> Rows:
         rows = [_single(torch.as_tensor(row)) for row in values]
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputsError(f"field {name!r} cannot be made into tensors: {error}") from error
-    if any(row.ndim == 1 and not row.is_floating_point() for row in rows):
+    if name == "input_ids" or any(row.ndim == 1 and not row.is_floating_point() for row in rows):
         rows = [row.long() if row.shape == (0,) else row for row in rows]  # an empty list says nothing of its type
     if len({row.shape for row in rows}) <= 1:
         return torch.stack(rows) if rows else torch.zeros(0, 1)

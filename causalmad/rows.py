@@ -123,6 +123,8 @@ def as_inputs(
         whole = name.endswith(("_ids", "_mask"))
         table[name] = [_whole(row, name) for row in rows] if whole else _floats(rows, name, like)
     texts = [name for name in fields if isinstance(like.values[name], str) and (not lists or name in _TEXTS)]
+    if texts and not named:
+        _require_texts(rows, fields, like)
     if not named and not texts:
         if len(lists) != 1:
             raise InputsError(
@@ -161,6 +163,17 @@ def _fields(rows: list[Row], like: Row) -> list[str]:
                 needed="the same fields in every line",
             )
     return [name for name in like.values if name != "id"]
+
+
+def _require_texts(rows: list[Row], fields: list[str], like: Row) -> None:
+    """The field that is read as the text is the same one in all rows, whichever comes first."""
+    order = list(dict.fromkeys([*(name for name in _TEXTS if name in fields), *fields]))
+    chosen = next(name for name in order if isinstance(like.values[name], str))
+    for name in order[: order.index(chosen) + 1]:
+        for row in rows:
+            if isinstance(row.values[name], str) != (name == chosen):
+                kinds = f"is a {type(row.values[name]).__name__}, in {like.place} a {type(like.values[name]).__name__}"
+                raise InputsError(f"{row.place}: field {name!r} {kinds}", needed="one kind in all lines")
 
 
 def _ids(rows: list[Row]) -> list[str] | None:
@@ -222,6 +235,15 @@ def _refuse(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object in which no name stands twice: the first of two values would be lost without a word."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return found
+
+
 def _source(path: str) -> str:
     return "standard input" if path == "-" else path
 
@@ -230,7 +252,8 @@ def _rows(path: str) -> Iterator[Row]:
     for number, line in _lines(path):
         place = f"{_source(path)}, line {number}"
         try:
-            values = json.loads(line.decode("utf-8-sig").rstrip(), parse_constant=_refuse)
+            text = line.decode("utf-8-sig").rstrip()
+            values = json.loads(text, parse_constant=_refuse, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError as well
             # JSON's own message counts lines, and this is but one.
             said = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error

@@ -18,6 +18,7 @@ from causalmad.inputs import Batch
 from causalmad.subspaces import Subspace
 
 POOLS = ("mean", "max", "min", "sum")
+MOST = 1 << 20  # heads or neurons that a text can name: more would fill the memory before any model says no
 
 _FORM = re.compile(
     r"^(?P<path>[^:#@\[\]]*)"
@@ -294,7 +295,10 @@ def _numbers(text: str) -> tuple[int, ...]:
     for piece in text.split(","):
         first, dash, last = piece.partition("-")
         try:
-            found += range(int(first), int(last) + 1) if dash else [int(first)]
+            named = range(int(first), int(last) + 1) if dash else (int(first),)
+            if named and named[-1] - named[0] + len(found) >= MOST:
+                raise SiteError(f"{text!r} names more than {MOST:,} heads or neurons")
+            found += named
         except ValueError:
             raise SiteError(f"{text!r} is no list of numbers", tries=["3,9", "0-3"]) from None
     if not found:

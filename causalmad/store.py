@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +21,23 @@ from causalmad.config import from_config, to_config
 from causalmad.errors import CausalmadError, HypothesisError, StoreError
 from causalmad.models import open_model
 from causalmad.models.fingerprint import first_difference
-from causalmad.references.base import FittedReference
+from causalmad.references.base import FittedReference, as_rows
 from causalmad.references.folded import FittedFolds, restore_folds
-from causalmad.signatures.base import Signatures, State
+from causalmad.signatures.base import Column, Signatures, State
+from causalmad.whole import read_whole
 
 if TYPE_CHECKING:
     from causalmad.detector import FittedDetector
 
 SCHEMA = 1
 _JSON, _TENSORS = "detector.json", "state.safetensors"
+_TURNS = 20
+_ASIDE = ".old."  # in the names of folders that were moved out of the way
+# What loading a file may ask for: scikit-learn's estimators are fitted again, for as long as their options say.
+_MOST = 1 << 20
+_ROUNDS = ("n_estimators", "n_components", "n_init", "max_iter")
+_JOBS = 256
+_LEAST_TOLERANCE = 1e-12
 
 
 def save(detector: FittedDetector, path: Path) -> None:
@@ -70,6 +81,7 @@ def save(detector: FittedDetector, path: Path) -> None:
             "parameters": model.parameter_fingerprints(),
             "files": {name: _hash(data) for name, data in files.items()},
         }
+        _require_bounded(content)
     except CausalmadError as error:
         raise StoreError(f"this detector cannot be saved: {error}") from error
     text = json.dumps(content, sort_keys=True)
@@ -79,13 +91,12 @@ def save(detector: FittedDetector, path: Path) -> None:
 
 def load(path: Path, model: Any, hypothesis: Any = None) -> FittedDetector:
     """Read a fitted detector; see :meth:`FittedDetector.load`."""
-    content = _read_json(path)
-    files = {name: _read(path / name, expected) for name, expected in _named_files(content, path).items()}
+    content, files = _read_all(path)
     try:
         return _rebuild(content, files, model, path, hypothesis)
     except (StoreError, HypothesisError):
         raise
-    except (CausalmadError, KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # whatever a forged file makes a reader, a plug-in or scikit-learn raise
         raise StoreError(
             f"{path} does not describe a detector: {type(error).__name__}: {error}",
             causes=["a plug-in that is not installed here", "files of another version of causalmad"],
@@ -112,6 +123,7 @@ def _rebuild(
         size = content["model"]["batch_size"]
         opened = open_model(model, side=content["model"]["side"], batch_size="auto" if size == "auto" else int(size))
     tensors = from_bytes(files[_TENSORS])
+    _require_bounded(content)
     spec = Detector(
         from_config("signatures", content["signature"], _part(tensors, "options"), hypothesis),
         from_config("references", content["reference"]),
@@ -119,10 +131,13 @@ def _rebuild(
         content["calibration_share"],
     )
     signature = spec.signature.restore(opened, State(_part(tensors, "signature"), content["signature_data"]))
-    trusted = Signatures(tuple(content["trusted_ids"]), signature.columns, tensors["trusted:values"].numpy())
+    trusted = _trusted(content["trusted_ids"], signature.columns, tensors["trusted:values"].numpy())
     context = _arrays(tensors, "context")
     reference = _reference(spec.reference, tensors, trusted, context, content)
     calibrator = spec.calibrator.restore(_arrays(tensors, "calibrator"))
+    some = np.asarray(reference.score_samples(trusted.values[:2]), dtype=np.float64)
+    if some.shape != (min(2, len(trusted)),) or np.isnan(some).any():
+        raise StoreError(f"the reference in {path} gives {some.tolist()} for two rows", needed="a number for each")
     return FittedDetector(
         spec,
         opened,
@@ -134,7 +149,47 @@ def _rebuild(
         content["provenance"],
         pool=frozenset(content["pool"]),
         context=context,
+        origin=str(path),
     )
+
+
+def _require_bounded(content: Mapping[str, Any]) -> None:
+    """No option asks for more than any detector takes: whoever loads a file did not write it.
+
+    Raises:
+        StoreError: otherwise, with the option.
+    """
+    pending: list[Any] = [content["signature"], content["reference"], content["calibrator"]]
+    while pending:
+        value = pending.pop()
+        pending += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        if not isinstance(value, dict) or not isinstance(value.get("options"), dict):
+            continue
+        options = {key: number for key, number in value["options"].items() if isinstance(number, (int, float))}
+        large = {key: number for key, number in options.items() if abs(number) > _MOST and key != "random_state"}
+        rounds = {key: options[key] for key in _ROUNDS if options.get(key, 0) > 1}
+        if math.prod(rounds.values()) > _MOST:
+            large |= rounds
+        large |= {key: number for key, number in options.items() if key == "n_jobs" and number > _JOBS}
+        large |= {key: number for key, number in options.items() if key == "tol" and number < _LEAST_TOLERANCE}
+        if large:
+            raise StoreError(
+                f"{value.get('name')} with {', '.join(f'{key}={number}' for key, number in large.items())}",
+                needed="options that let a detector be loaded in finite time and memory",
+                tries=["other options, and fit again"],
+            )
+
+
+def _trusted(ids: Any, columns: tuple[Column, ...], values: Any) -> Signatures:
+    """The trusted signatures, a row for each id and a number for each column.
+
+    Raises:
+        StoreError: when they are not that.
+    """
+    rows = as_rows(values, what="saved trusted signatures", columns=len(columns), error=StoreError)
+    if values.dtype != np.float32 or not isinstance(ids, list) or not 0 < len(ids) == len(rows):
+        raise StoreError(f"saved trusted signatures of shape {rows.shape}", needed="a float32 row for each trusted id")
+    return Signatures(tuple(map(str, ids)), columns, values)
 
 
 def _reference_tensors(detector: FittedDetector) -> dict[str, Tensor]:
@@ -199,42 +254,82 @@ def _hash(data: bytes) -> str:
 def _write(path: Path, files: dict[str, bytes]) -> None:
     """All files at once: a temporary directory beside the target, synced, then renamed."""
     path = path.resolve()  # a link stays a link
-    there = {file.name for file in path.iterdir()} if path.is_dir() else set()
-    if path.exists() and (not path.is_dir() or there not in (set(), {_JSON, _TENSORS})):
-        raise StoreError(f"{path} holds something else than a detector", tries=["another folder", "empty it first"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        for name, data in files.items():
-            with (fresh / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        fresh.chmod(0o755)
-        _exchange(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        there = {file.name for file in path.iterdir()} if path.is_dir() else set()
+        if path.exists() and (not path.is_dir() or there not in (set(), {_JSON, _TENSORS})):
+            raise StoreError(f"{path} holds something else than a detector", tries=["another folder", "empty it first"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            for name, data in files.items():
+                with (fresh / name).open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            fresh.chmod(0o755)
+            _exchange(fresh, path)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}", causes=["a full or read-only disk"]) from error
 
 
 def _exchange(fresh: Path, path: Path) -> None:
-    """``fresh`` in place of ``path``, which is put back if that fails."""
-    if not path.exists():
-        os.replace(fresh, path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    try:
-        os.replace(path, old)
+    """``fresh`` in place of ``path``, which is put back if that fails; after a kill in between, it is still read."""
+    for last in (False, False, True):
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}{_ASIDE}", dir=path.parent))
         try:
+            if path.exists():
+                os.replace(path, old)
             os.replace(fresh, path)
+            break
         except OSError:
-            os.replace(old, path)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+            if not path.exists() and any(old.iterdir()):
+                os.replace(old, path)
+                raise
+            if last or not (path / _JSON).exists():  # otherwise somebody else was faster
+                raise
+        finally:
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+    for left in _set_aside(path):
+        shutil.rmtree(left, ignore_errors=True)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    data = _read(path / _JSON, None)
+def _set_aside(path: Path) -> list[Path]:
+    """What saves to ``path`` moved out of its place, the newest first: some are left where a save was killed."""
+    found = [each for each in path.parent.glob(".*") if each.name.startswith(f".{path.name}{_ASIDE}")]
+    return sorted(found, key=lambda each: (_identity(each) or (0, 0))[1], reverse=True)
+
+
+def _read_all(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The description and the files that it names, of one and the same save, also while somebody saves."""
+    path = path.resolve() if path.is_symlink() else path
+    for turn in range(_TURNS):
+        before, folder = _identity(path), path
+        if before is None:  # a save was killed between its two renames, or is between them
+            folder = next((each for each in _set_aside(path) if (each / _JSON).is_file()), path)
+        try:
+            content = _parsed(_read(folder / _JSON, None), folder)
+            return content, {name: _read(folder / name, sha) for name, sha in _named_files(content, folder).items()}
+        except StoreError:
+            after = _identity(path)
+            if turn == _TURNS - 1 or (after == before and (after is not None or not _set_aside(path))):
+                raise
+        time.sleep(0.01)
+    raise StoreError(f"{path} cannot be read")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which folder it is, None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _parsed(data: bytes, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(data)
         checksum = content.pop("checksum")
@@ -261,7 +356,7 @@ def _named_files(content: dict[str, Any], path: Path) -> dict[str, str]:
 
 def _read(path: Path, expected: str | None) -> bytes:
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be read: {error.strerror}",

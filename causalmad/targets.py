@@ -134,8 +134,30 @@ def margin(logits: Tensor, top: Tensor) -> Tensor:
     return chosen - others.logsumexp(-1)
 
 
+def require_alike(logits: Tensor, clean: Tensor) -> None:
+    """Two runs of a model on the same inputs gave logits of the same shape.
+
+    Args:
+        logits: (batch, classes) of the one.
+        clean: (batch, classes) of the other.
+
+    Raises:
+        ModelError: where the shapes differ.
+    """
+    if logits.shape != clean.shape:
+        raise ModelError(
+            f"the model returned logits {tuple(logits.shape)} in one run and {tuple(clean.shape)} in another",
+            needed="the same number of classes for every input",
+        )
+
+
 def divergence(clean: Tensor, patched: Tensor) -> Tensor:
-    """(batch,) KL(clean || patched) of two arrays of log-probabilities (batch, classes), in nats, never below zero."""
+    """(batch,) KL(clean || patched) of two arrays of log-probabilities (batch, classes), in nats, never below zero.
+
+    Raises:
+        ModelError: where their shapes differ.
+    """
+    require_alike(patched, clean)
     return (clean.exp() * (clean - patched)).sum(-1).clamp(min=0)
 
 

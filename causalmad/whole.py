@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read whole."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterable
@@ -31,3 +32,14 @@ def write_whole(path: Path, parts: Iterable[str] | bytes) -> Path:
     finally:
         fresh.unlink(missing_ok=True)
     return path
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a regular file: a pipe could keep us waiting, and a device would never end.
+
+    Raises:
+        OSError: when it cannot be read, or is no regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path.read_bytes()

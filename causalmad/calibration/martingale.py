@@ -16,6 +16,7 @@ Array = npt.NDArray[np.float64]
 POWERS = (0.1, 0.25, 0.45, 0.65, 0.85)
 STEPS = tuple((border, share) for border in (0.02, 0.05, 0.12) for share in (0.02, 0.08, 0.3))
 BETS = len(POWERS) + len(STEPS)
+MOST = 2**40  # steps: beyond, what is left to place at each is lost in rounding
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Betting:
 
     def __post_init__(self) -> None:
         broken = any(math.isnan(stake) or stake == math.inf for stake in (*self.log_stakes, self.highest))
-        if self.steps < 0 or len(self.log_stakes) != BETS or broken:
+        if not 0 <= self.steps < MOST or len(self.log_stakes) != BETS or broken:
             raise CalibrationError("this is no state of a martingale", needed=f"{BETS} logarithms of stakes")
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ def show(*parts: Any) -> None:
     """Print texts and rich tables to standard output; square brackets are no markup."""
     from rich.console import Console
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # half a surrogate pair, which a text of somebody else may hold
+        sys.stdout.reconfigure(errors="backslashreplace")
     # A file has no width of its own: tables get one, sentences stay whole.
     terminal = sys.stdout.isatty()
     console = Console(markup=False, highlight=False, width=None if terminal else WIDTH)

@@ -46,7 +46,7 @@ def explain(
 
     try:
         found = table(key, row.values, top)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputsError(
             f"{row.place} is damaged: {error!r}", needed="a file that `causalmad detect` wrote"
         ) from error

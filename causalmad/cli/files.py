@@ -32,14 +32,23 @@ Keep = Annotated[
 
 
 def write_lines(path: str, lines: Iterable[str]) -> None:
-    """Write lines to standard output one by one, or to a file at once or not at all."""
-    if path == STANDARD:
-        for line in lines:
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()  # whoever reads them may wait for each
-        return
-    with _ended_orderly():
-        write_whole(Path(path), (f"{line}\n" for line in lines))
+    """Write lines to standard output one by one, or to a file at once or not at all.
+
+    Raises:
+        StoreError: when they cannot be written.
+    """
+    try:
+        if path == STANDARD:
+            for line in lines:
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()  # whoever reads them may wait for each
+            return
+        with _ended_orderly():
+            write_whole(Path(path), (f"{line}\n" for line in lines))
+    except BrokenPipeError:  # whoever reads has seen enough
+        raise
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}", causes=["a full or read-only disk"]) from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -65,7 +66,8 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
     if jobs:
         # Forked workers would inherit the threads of whoever calls.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes or os.cpu_count() or 1, len(jobs)), mp_context=context) as pool:
+        count = min(processes or os.cpu_count() or 1, len(jobs))
+        with ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent) as pool:
             names: dict[Future[None], Job] = {pool.submit(run, job): job for job in jobs}
             running = set(names)
             try:
@@ -75,8 +77,12 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
                     for future in done:
                         try:
                             future.result()
-                        except BrokenProcessPool:
-                            raise
+                        except BrokenProcessPool as error:
+                            raise TaskError(
+                                "a process of the bench ended in the middle of a run; what was done before is kept",
+                                causes=["too little memory for so many processes at once", "it was killed"],
+                                tries=["the same command again", f"--processes {max(1, count // 2)}"],
+                            ) from error
                         except Exception as error:  # a night's work is not lost to one task
                             job = names[future]
                             failures.append(f"{job.task}, seed {job.seed}: {type(error).__name__}: {error}")
@@ -92,6 +98,18 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
     board, choice = standings(suite, folder)
     write_leaderboard(board, folder, choice)
     return board
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it does: one that was killed can tell nobody."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run(job: Job) -> None:

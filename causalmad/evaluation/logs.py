@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from causalmad.evaluation.bootstrap import Scored
 from causalmad.evaluation.results import SeedResult
 from causalmad.provenance import revision, versions
 from causalmad.tasks.base import Task, TaskData
-from causalmad.whole import write_whole
+from causalmad.whole import read_whole, write_whole
 
 SCHEMA = 1
 
@@ -132,12 +133,19 @@ class Log:
         return bool(version == spec.version and json.loads(json.dumps(known)) == self.content.get("arguments"))
 
     def write(self, folder: Path) -> Path:
-        """Write the log to its place in a folder, at once or not at all."""
+        """Write the log to its place in a folder, at once or not at all.
+
+        Raises:
+            StoreError: when it cannot be written.
+        """
         body = {"schema": SCHEMA, "task": self.task, "detector": self.detector, "seed": self.seed, **self.content}
         text = json.dumps(body, sort_keys=True)
         path = place(folder, self.task, self.detector, self.seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return write_whole(path, [json.dumps({"checksum": _hash(text.encode()), **json.loads(text)})])
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return write_whole(path, [json.dumps({"checksum": _hash(text.encode()), **json.loads(text)})])
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written: {error.strerror}") from error
 
     @classmethod
     def read(cls, path: Path) -> Log:
@@ -147,7 +155,7 @@ class Log:
             StoreError: when it is missing, damaged or of another schema.
         """
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(read_whole(path))
             checksum = content.pop("checksum")
             sound = checksum == _hash(json.dumps(content, sort_keys=True).encode())
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
@@ -159,14 +167,18 @@ class Log:
                 tries=["delete it and run the command again"],
             )
         content.pop("schema")
+        wrong = _wrong(content)
+        if wrong:
+            raise StoreError(f"{path} is no log: {wrong}", tries=["delete it and run the command again"])
         task, detector, seed = (content.pop(key) for key in ("task", "detector", "seed"))
-        return cls(str(task), str(detector), int(seed), content)
+        return cls(task, detector, seed, content)
 
 
 def place(folder: Path, task: str, detector: str, seed: int) -> Path:
     """Where a run's log lies: names that any file system takes, and different ones for different detectors."""
     short = re.sub(r"[^a-z0-9.+=-]+", "_", detector.lower())[:60]
-    return folder / "logs" / re.sub(r"[^a-z0-9.=-]+", "_", task) / f"{short}.{_hash(detector.encode())[:6]}.{seed}.json"
+    within = re.sub(r"[^a-z0-9.=-]+|^\.+", "_", task)  # never a way out of the folder
+    return folder / "logs" / within / f"{short}.{_hash(detector.encode())[:6]}.{seed}.json"
 
 
 def read_logs(folders: Iterable[Path]) -> tuple[Log, ...]:
@@ -180,6 +192,46 @@ def read_logs(folders: Iterable[Path]) -> tuple[Log, ...]:
         listed = ", ".join(map(str, folders))
         raise StoreError(f"no logs below {listed}", tries=["causalmad bench --suite quick --out results/"])
     return tuple(Log.read(path) for path in paths)
+
+
+def _wrong(content: Mapping[str, Any]) -> str:
+    """What is not as :meth:`Log.write` writes it, in words; whoever reads a log relies on the rest."""
+    kinds = {"task": str, "detector": str, "seed": int, "arguments": dict, "versions": dict, "fingerprints": dict}
+    wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+    wrong += ["card"] if not isinstance(content.get("card", {}), dict) else []
+    if wrong or content.get("refused") is not None:
+        return f"{wrong[0]} is {content.get(wrong[0])!r}"[:80] if wrong else ""
+    ids, labels, scores = (content.get(key, []) for key in ("ids", "labels", "scores"))
+    if not _texts(ids) or len(set(ids)) != len(ids):
+        return "ids are no list of different texts"
+    if not _numbers(labels, len(ids)) or not _numbers(scores, len(ids)) or set(labels) != {0, 1}:
+        return "labels and scores are not one number for each id, with labels of both kinds"
+    result = content.get("result")
+    if not isinstance(result, dict) or not _numbers([result.get("auroc"), result.get("average_precision")], 2):
+        return "the result has no auroc and average_precision"
+    for name in ("tpr_at_fpr", "fpr_at_alpha", "subsets", "fpr_interval99"):
+        table = result.get(name, {})
+        pairs = name == "fpr_interval99"
+        fits = isinstance(table, dict) and all(
+            each is None or (_numbers(each, 2) if pairs else _numbers([each], 1)) for each in table.values()
+        )
+        if not fits:
+            return f"{name} of the result is no table of {'intervals' if pairs else 'numbers'}"
+    return ""
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _numbers(value: Any, count: int) -> bool:
+    """Whether a value is a list of so many numbers, infinity among them, but not NaN."""
+    if not isinstance(value, list) or len(value) != count:
+        return False
+    most = sys.float_info.max
+    return all(
+        each == each if isinstance(each, float) else isinstance(each, int) and abs(each) < most for each in value
+    )
 
 
 def _options(spec: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -184,14 +185,17 @@ class Circuit:
             data = json.loads(text)
             graph = nx.DiGraph()
             for name, attributes in data["nodes"]:
-                graph.add_node(str(name), **attributes)
+                graph.add_node(_name(name), **_attributes(attributes))
             for u, v, weight in data["edges"]:
-                graph.add_edge(u, v, **({} if weight is None else {"weight": float(weight)}))
+                graph.add_edge(_name(u), _name(v), **({} if weight is None else _attributes({"weight": weight})))
             level, total, method, schema = data["level"], int(data["total"]), str(data["method"]), data["schema"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise StoreError(f"this is no circuit: {error!r}", needed="what Circuit.to_json wrote") from error
-        if schema != _SCHEMA or level not in ("edges", "nodes"):
-            raise StoreError(f"a circuit of schema {schema!r}, level {level!r}", needed=f"schema {_SCHEMA}")
+        weighed = level != "nodes" or all("weight" in row for name, row in graph.nodes(data=True) if name not in _ENDS)
+        if schema != _SCHEMA or level not in ("edges", "nodes") or total < 0 or not weighed:
+            raise StoreError(
+                f"a circuit of schema {schema!r}, level {level!r}", needed=f"schema {_SCHEMA}, all weights"
+            )
         return cls(nx.freeze(graph), level, total, method)
 
     def draw(self, ax: Any = None) -> Any:
@@ -230,6 +234,25 @@ class Circuit:
 
     def _with(self, graph: nx.DiGraph) -> Circuit:
         return Circuit(nx.freeze(graph), self.level, self.total, self.method)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no name of a node")
+    return value
+
+
+def _attributes(given: dict[str, Any]) -> dict[str, Any]:
+    """A weight that is a number, and a site that is a text."""
+    if not isinstance(given, dict):
+        raise TypeError(f"{given!r} is no attributes")
+    for key, value in given.items():
+        if key not in ("weight", "at") or (key == "at" and not isinstance(value, str)):
+            raise TypeError(f"{key}={value!r} of a node")
+    found = {key: float(value) if key == "weight" else value for key, value in given.items()}
+    if math.isnan(found.get("weight", 0.0)):
+        raise ValueError("a weight that is no number")
+    return found
 
 
 def _alive(graph: nx.DiGraph) -> nx.DiGraph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -13,6 +14,8 @@ import numpy.typing as npt
 
 from causalmad.errors import HypothesisError
 from causalmad.sites import Site
+
+_CYCLES = 20  # named at most
 
 if TYPE_CHECKING:
     from causalmad.hypotheses.checks import Report
@@ -251,7 +254,7 @@ def graph_problems(graph: nx.DiGraph) -> list[str]:
     problems = []
     if OUTPUT not in graph or not any(graph.predecessors(OUTPUT)):
         problems.append(f"no edge leads to causalmad.OUTPUT ({OUTPUT!r}), so nothing is claimed about the output")
-    for cycle in nx.simple_cycles(graph):
+    for cycle in islice(nx.simple_cycles(graph), _CYCLES):  # a dense graph has more than anybody could wait for
         first = cycle.index(min(cycle, key=str))  # networkx starts anywhere
         turned = [*cycle[first:], *cycle[: first + 1]]
         problems.append("cycle: " + " -> ".join(map(str, turned)))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causalmad.errors import CausalmadError, HypothesisError, nearest
+from causalmad.errors import CausalmadError, HypothesisError, SiteError, nearest
 from causalmad.hypotheses.functions import lookup, name_of
 from causalmad.hypotheses.graph import OUTPUT, Hypothesis, sites_at
 from causalmad.sites import Site
@@ -89,7 +89,7 @@ def from_data(tensors: Mapping[str, Tensor], data: Mapping[str, Any], functions:
             ends = [_back(end, tensors) for end in row["edge"]]
             graph.add_edge(*ends, **{key: value for key, value in row.items() if key != "edge"})
         hypothesis = data["form"] == "hypothesis"
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, SiteError) as error:
         raise HypothesisError(f"this is no hypothesis: {type(error).__name__}: {error}") from error
     if isinstance(known, nx.DiGraph):
         _require_same(known, graph)
@@ -111,7 +111,7 @@ def from_text(text: str, functions: Any = None) -> Hypothesis:
             key: torch.tensor(basis["values"], dtype=_DTYPES[basis["dtype"]])
             for key, basis in data["subspaces"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise HypothesisError(f"this text is no hypothesis: {error}", needed="what Hypothesis.to_json gave") from error
     found = from_data(bases, data, functions)
     if not isinstance(found, Hypothesis):

@@ -304,8 +304,9 @@ def read_logits(result: Any, batch: Batch, position: int | str) -> Tensor:
             needed="a tensor (batch, classes), a tuple that starts with one, or an output with .logits",
             causes=["a model without a head, such as GPT2Model in place of GPT2LMHeadModel"],
         )
-    if logits.shape[0] != len(batch):
-        raise ModelError(f"the model returned {logits.shape[0]} rows for {len(batch)} inputs", needed="one row each")
+    if logits.shape[:1] != (len(batch),):
+        rows = f"{logits.shape[0]} rows" if logits.ndim else "a single number"
+        raise ModelError(f"the model returned {rows} for {len(batch)} inputs", needed="one row each")
     if logits.ndim == 1:
         logits = logits[:, None]
     if logits.ndim == 3 and batch.mask is not None:

@@ -18,7 +18,7 @@ def parameter_digests(module: nn.Module) -> dict[str, str]:
     """
     away = dict(offloaded(module))
     known = module.state_dict(keep_vars=True)
-    return {name: _tensor_digest(away[name]() if name in away else value) for name, value in known.items()}
+    return {name: value_digest(away[name]() if name in away else value) for name, value in known.items()}
 
 
 def digest(parts: Mapping[str, str]) -> str:
@@ -40,11 +40,18 @@ def first_difference(saved: Mapping[str, str], now: Mapping[str, str]) -> str | 
     return f"parameter {extra!r} is new" if extra else None
 
 
-def _tensor_digest(value: object) -> str:
+def value_digest(value: object) -> str:
+    """Hash of what a module's state holds: a tensor, packed tensors of a quantised module, or plain values."""
     whole = hashlib.blake2b(digest_size=16)
+    if isinstance(value, (tuple, list)):
+        whole.update(f"{type(value).__name__}:{','.join(map(value_digest, value))}".encode())
+        return whole.hexdigest()
     if not isinstance(value, torch.Tensor):
         whole.update(repr(value).encode())
         return whole.hexdigest()
+    if value.is_quantized:  # its numbers, and the type that says how they are kept
+        whole.update(f"{value.dtype}:{value.qscheme()}:".encode())
+        value = value.dequantize()
     whole.update(f"{value.dtype}:{tuple(value.shape)}:".encode())
     if value.device.type != "meta":
         flat = value.detach().cpu().contiguous().reshape(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -69,6 +70,7 @@ class _Visit:
         self.versions: dict[Place, int] = {}
         self.calls: dict[Place, int] = {}
         self.early = False
+        self.thread = threading.get_ident()
 
     def run(
         self,
@@ -115,6 +117,8 @@ class _Visit:
         return part.register_forward_pre_hook(before, with_kwargs=True)
 
     def _visit(self, place: Place, value: Tensor) -> Tensor:
+        if threading.get_ident() != self.thread:  # somebody else calls the model meanwhile: no business of ours
+            return value
         self.calls[place] = self.calls.get(place, 0) + 1
         if self.calls[place] > 1:
             raise called_again(place)

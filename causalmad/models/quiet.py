@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -13,11 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# One lock per model, shared by everybody who opened it: hooks of two threads on one module would mix. It cannot be an
-# attribute of the model, on which nothing may stay.
-_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_HELD: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+@dataclass(frozen=True)
+class _Lock:
+    """A lock, and its place in the order in which several are taken, so that no two threads wait for each other."""
+
+    number: int
+    inner: threading.RLock = field(default_factory=threading.RLock)
+
+
+# One lock per model, shared by everybody who opened it or a part of it, or wrapped it: hooks of two threads on one
+# module would mix. It cannot be an attribute of the model, on which nothing may stay.
+_LOCKS: WeakKeyDictionary[nn.Module, _Lock] = WeakKeyDictionary()
+_HELD: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # by which thread
 _GUARD = threading.Lock()
+_NUMBERS = itertools.count()
 
 
 @contextmanager
@@ -26,12 +38,12 @@ def quiet(module: nn.Module) -> Iterator[None]:
 
     Nested uses by the same thread cost nothing.
     """
-    with _GUARD:
-        lock = _LOCKS.setdefault(module, threading.RLock())
-    with lock:
-        if _HELD.get(module, 0):
-            yield
-            return
+    if _HELD.get(module) == threading.get_ident():
+        yield
+        return
+    with ExitStack() as stack:
+        for lock in _locks(module):
+            stack.enter_context(lock.inner)
         training = [part for part in module.modules() if part.training]
         wanted = [value for value in module.parameters() if value.requires_grad]
         away = list(_offloaded(module))
@@ -39,7 +51,7 @@ def quiet(module: nn.Module) -> Iterator[None]:
         rng, own, legacy = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         try:
-            _HELD[module] = 1
+            _HELD[module] = threading.get_ident()
             # `module.eval()` would call a user's override; the flag is all that eval mode is.
             for part in training:
                 part.training = False
@@ -70,6 +82,20 @@ def _offloaded(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter
         for name, value in part._parameters.items():
             if value is not None and value.is_meta:
                 yield part, name, value
+
+
+def _locks(module: nn.Module) -> list[_Lock]:
+    """Those of all models that share a part with this one, in the order in which everybody takes them."""
+    with _GUARD:
+        parts = list(module.modules())
+        known = {lock.number: lock for part in parts if (lock := _LOCKS.get(part)) is not None}
+        if not known:
+            fresh = _Lock(next(_NUMBERS))
+            known = {fresh.number: fresh}
+        first, *_ = found = [known[number] for number in sorted(known)]
+        for part in parts:
+            _LOCKS.setdefault(part, first)
+        return found
 
 
 class _Buffer(NamedTuple):

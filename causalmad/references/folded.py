@@ -65,8 +65,19 @@ def fit_folds(reference: object, X: npt.ArrayLike, folds: npt.NDArray[np.int64],
         X: (n, d) trusted rows.
         folds: (n,) fold of every row, 0, 1, ...; -1 for rows on which every fit stands.
         given: what else ``fit_reference`` takes; ``classes`` are those of all rows.
+
+    Raises:
+        StoreError: when the folds, as they were read from a file, are not that.
     """
     rows, classes = np.asarray(X), given.pop("classes", None)
+    known = set(folds.ravel().tolist()) - {NO_FOLD}
+    if (
+        folds.shape != (len(rows),)
+        or folds.dtype.kind != "i"
+        or not known
+        or {0, len(known) - 1} - {min(known), max(known)}
+    ):
+        raise StoreError(f"folds of shape {folds.shape} for {len(rows)} rows", needed="0, 1, ... without a gap, or -1")
     members = []
     for fold in range(int(folds.max()) + 1):
         kept = folds != fold

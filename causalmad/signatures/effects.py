@@ -19,7 +19,7 @@ from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures.units import Group, real_tokens
 from causalmad.sites import Place, Site
-from causalmad.targets import Target, divergence
+from causalmad.targets import Target, divergence, require_alike
 
 Patch: TypeAlias = Callable[[Tensor], Tensor]
 EditBatch: TypeAlias = Callable[[Batch], tuple[Batch, dict[Place, Patch]]]
@@ -186,7 +186,11 @@ def settled(patched: Tensor, clean: Tensor) -> Tensor:
 
     In single precision a small divergence is mostly the rounding of its logarithms; and the same logits from a batch
     of another shape differ in their last bits, which is no effect.
+
+    Raises:
+        ModelError: when the model gives other numbers of logits from run to run.
     """
+    require_alike(patched, clean)
     rounding = _ROUNDINGS * torch.finfo(torch.float32).eps * clean.abs().amax(-1)
     same = (patched.double() - clean.double()).abs().amax(-1) <= rounding
     return torch.where(same[:, None], clean.double(), patched.double())

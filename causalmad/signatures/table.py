@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from causalmad.errors import ModelError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.models.batching import each_batch
@@ -24,11 +25,20 @@ def table(
         width: columns.
         rows: from a batch to its (batch, width) numbers, which depend on nothing but each input itself.
         size: inputs a batch, at most; by default the model's.
+
+    Raises:
+        ModelError: when a batch gives other numbers than that, as a model does whose output changes its shape.
     """
     values = np.empty((len(inputs), width))
 
     def fill(batch: Batch) -> None:
-        values[batch.rows] = rows(batch).detach().double().cpu().numpy()
+        found = rows(batch)
+        if found.shape != (len(batch), width):
+            raise ModelError(
+                f"{tuple(found.shape)} numbers for {len(batch)} inputs and {width} columns",
+                causes=["a model whose output or activations change their shape from input to input"],
+            )
+        values[batch.rows] = found.detach().double().cpu().numpy()
 
     with model.quiet():
         each_batch(model, inputs, size, fill)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from causalmad.models.fingerprint import digest, parameter_digests
+from causalmad.models.fingerprint import digest, parameter_digests, value_digest
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def cached(
     card = {**card, **key, "fingerprint": _fingerprint(model)}
     try:
         return _write(folder, key, model, card)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter says of a full disk what the former says elsewhere
         logger.warning("the trained model of %s could not be kept in %s: %s", name, folder, error)
         return card
 
@@ -83,9 +84,9 @@ def _read(folder: Path, key: Mapping[str, object], model: nn.Module) -> Card:
     wanted = {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
     if {name: (tuple(value.shape), value.dtype) for name, value in weights.items()} != wanted:
         raise ValueError("the weights are of another network")
-    model.load_state_dict(weights)
-    if _fingerprint(model) != card["fingerprint"]:
+    if digest({name: value_digest(weights[name]) for name in wanted}) != card["fingerprint"]:
         raise ValueError("the parameters have another fingerprint than the card names")
+    model.load_state_dict(weights)
     return card
 
 

@@ -1,0 +1,160 @@
+"""The campaign: everything that is tried, counted by kind, into benchmarks/faults.json.
+
+    python -m tests.faults                       # all kinds; those that are in the file already are left out
+    python -m tests.faults --only kills/monitor models --again
+    python -m tests.faults --mutations 10000 --kills 200
+
+Kinds are written to the file one by one, so that a campaign that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import logging
+import os
+import random
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+OUT = Path("benchmarks") / "faults.json"
+# Shares of all mutations and of all kills.
+MUTATIONS = {"detector": 0.4, "shard": 0.06, "log": 0.06, "flags": 0.06, "trained model": 0.08, "monitor": 0.1}
+KILLS = {"bench, two processes": 0.01, "bench": 0.09, "fit and save": 0.16}
+SEED = 20_000
+
+
+def mutations(name: str, count: int) -> dict[str, Any]:
+    """So many damaged files of one kind."""
+    from tests.faults import detectors, plain
+    from tests.faults.watch import judge
+
+    kinds, outcomes, faults = detectors.names(), collections.Counter[str](), []
+    detail: dict[str, collections.Counter[str]] = {}
+    for number in range(count):
+        draw = random.Random(SEED + number)
+        with TemporaryDirectory() as folder:
+            if name == "detector":
+                how, use = detectors.attempt(kinds[number % len(kinds)], draw, Path(folder))
+            else:
+                how, use = plain.TARGETS[name](draw, Path(folder))
+            found = judge(use, Path(folder))
+        outcomes[found.kind] += 1
+        detail.setdefault(how, collections.Counter())[found.kind] += 1
+        if found.kind == "fault":
+            faults.append(f"seed {SEED + number}, {how}: {found.detail}")
+    return {
+        "tried": count,
+        "failed": outcomes["fault"],
+        "named error": outcomes["refused"],
+        "right result": outcomes["right"],
+        "by damage": {how: dict(sorted(each.items())) for how, each in sorted(detail.items())},
+        "seeds": [SEED, SEED + count - 1],
+        "first failures": faults[:5],
+    }
+
+
+def kills(name: str, count: int) -> dict[str, Any]:
+    """So many kills of one victim."""
+    from tests.faults.kills import VICTIMS, campaign
+
+    return campaign(VICTIMS[name](), count, SEED)
+
+
+def cases(each: Iterable[Callable[[], Any]]) -> dict[str, Any]:
+    """Cases that hold or do not."""
+    said: dict[str, Any] = {}
+    wrong = []
+    for case in each:
+        name = getattr(case, "__name__", None) or case.func.__name__  # type: ignore[attr-defined]
+        try:
+            said[name] = case() or "holds"
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and not str(error):
+                raise
+            said[name] = f"{type(error).__name__}: {error}"[:300]
+            wrong.append(f"{name}: {said[name]} {''.join(traceback.format_tb(error.__traceback__)[-1:])}")
+    return {"tried": len(said), "failed": len(wrong), "cases": said, "first failures": wrong[:5]}
+
+
+def kinds(mutation_count: int, kill_count: int) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Every kind by its name."""
+    from tests.faults import data, models, plain, surroundings
+    from tests.faults.kills import VICTIMS
+
+    found: dict[str, Callable[[], dict[str, Any]]] = {
+        "models": partial(cases, models.CASES),
+        "data": partial(cases, data.FULL),
+        "surroundings": partial(cases, surroundings.CASES),
+    }
+    shared = (kill_count, KILLS, list(VICTIMS)), (mutation_count, MUTATIONS, ["detector", *plain.TARGETS])
+    for count, shares, names in shared:
+        rest = [name for name in names if name not in shares]
+        left = count - sum(round(count * share) for share in shares.values())
+        counts = {name: round(count * share) for name, share in shares.items()}
+        counts |= {name: left // len(rest) + (place < left % len(rest)) for place, name in enumerate(rest)}
+        run = kills if names is shared[0][2] else mutations
+        prefix = "kills" if run is kills else "mutations"
+        found |= {f"{prefix}/{name}": partial(run, name, counts[name]) for name in names}
+    return found
+
+
+def page(data: dict[str, Any]) -> str:
+    """The counts as a table, for docs/explanation/faults.md."""
+    rows = ["| kind | tried | failed | named error | right result |", "|---|---|---|---|---|"]
+    for name, each in sorted(data["kinds"].items()):
+        ends = [f"{each[key]:,}" if key in each else "" for key in ("named error", "right result")]
+        rows.append(f"| {name.replace('/', ': ')} | {each['tried']:,} | {each['failed']:,} | {' | '.join(ends)} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--only", nargs="+", default=[], metavar="KIND")
+    parser.add_argument("--again", action="store_true", help="also what is in the file already")
+    parser.add_argument("--mutations", type=int, default=10_000)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--page", action="store_true", help="print the table for the page, and try nothing")
+    options = parser.parse_args()
+    if options.page:
+        print(page(json.loads(options.out.read_text())))
+        return
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+
+    from causalmad.provenance import versions
+
+    torch.set_num_threads(1)
+    out = options.out.resolve()
+    done: dict[str, Any] = json.loads(out.read_text())["kinds"] if out.exists() else {}
+    for name, run in kinds(options.mutations, options.kills).items():
+        if options.only and not any(name.startswith(each) for each in options.only):
+            continue
+        if name in done and not options.again:
+            continue
+        started = time.perf_counter()
+        found = run()
+        done[name] = {**found, "seconds": round(time.perf_counter() - started, 1)}
+        sys.stderr.write(f"{name}: {found['tried']} tried, {found['failed']} failed\n")
+        for line in found["first failures"]:
+            sys.stderr.write(f"    {line}\n")
+        # Another process may do other kinds meanwhile.
+        done |= {} if not out.exists() else {k: v for k, v in json.loads(out.read_text())["kinds"].items() if k != name}
+        total = {key: sum(each[key] for each in done.values()) for key in ("tried", "failed")}
+        text = json.dumps({"total": total, "kinds": done, "versions": versions()}, indent=1)
+        out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
