@@ -214,7 +214,7 @@ class OpenModel:
             except CausalmadError:
                 raise
             except Exception as error:
-                raise _failed(self.name, batch, error) from error
+                raise _failed(self.name, batch, error, self.batching.auto) from error
             logits = read_logits(result, batch, position).detach() if output or objective is not None else None
         return Run(logits, values, grads)
 
@@ -259,9 +259,12 @@ def _ordinary(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def _failed(name: str, batch: Batch, error: Exception) -> ModelError:
+def _failed(name: str, batch: Batch, error: Exception, auto: bool) -> ModelError:
     """What to say when a model raises; its own error is the cause."""
     shape = f"{tuple(batch.main.shape)} {str(batch.main.dtype).removeprefix('torch.')}"
+    smaller = (
+        "cm.extract(fitted, inputs), which makes batches smaller" if auto else 'open_model(model, batch_size="auto")'
+    )
     first = f", the first of them {batch.ids[0]!r}" if batch.ids else ""
     return ModelError(
         f"{name} raised {type(error).__name__} on {len(batch)} inputs {shape}{first}: {error}",
@@ -270,7 +273,7 @@ def _failed(name: str, batch: Batch, error: Exception) -> ModelError:
             "token ids outside the vocabulary, or more tokens than positions",
             "too little memory for a batch",
         ],
-        tries=["model(inputs[:1]) outside of causalmad, to see it alone", 'open_model(model, batch_size="auto")'],
+        tries=["model(inputs[:1]) outside of causalmad, to see it alone", smaller],
     )
 
 
