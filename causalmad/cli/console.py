@@ -60,6 +60,8 @@ def progress(quiet: bool) -> Iterator[Step]:
             if what not in known:
                 known[what] = bars.add_task(what, total=None, pace="")
             task = next(task for task in bars.tasks if task.id == known[what])
+            if done < task.completed:  # another round over the same inputs
+                bars.reset(known[what])
             pace = _pace(done, total, task.elapsed or 0.0)
             bars.update(known[what], completed=done, total=total or None, pace=pace)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,11 +55,13 @@ def demo(
     with progress(quiet) as step:
         results, detections, detectors = {}, {}, {}
         for name in (OURS, BASELINE):
-            step(f"fitting {name}, scoring {len(data.test)} inputs", 0, 0)
-            results[name], detectors[name] = evaluate_seed(data, parse_detector(name), seed)
-            with fitting_threads(data.model):
+            what = f"fitting {name}, scoring {len(data.test)} inputs"
+            step(what, 0, 0)
+            told = partial(step, what)
+            results[name], detectors[name] = evaluate_seed(data, parse_detector(name), seed, told=told)
+            with fitting_threads(data.model), detectors[name].model.batching.watched(told):
                 detections[name] = detectors[name].detect(data.test, alpha=float(ALPHA))
-            step(f"fitting {name}, scoring {len(data.test)} inputs", 1, 1)
+            step(what, 1, 1)
         if wanted is not None:
             step("writing the report", 0, 0)
             reports.write(

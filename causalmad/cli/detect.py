@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -142,7 +143,8 @@ def detect(
         else:
             tally = Tally(kept=None if report is None else [])
             step("scoring", 0, total)
-            with fitting_threads(chosen.module):
+            watched = opened.batching.watched(partial(step, "running the model"))
+            with fitting_threads(chosen.module), watched:
                 work = Work(fitted, alpha, reasons.value, total, step, quiet, opened_cache(cache))
                 if fdr is None:
                     lines = lines_of(work, chunks, tally)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -120,9 +121,11 @@ def fit(
 
                 plan = plan_fit(spec, opened, inputs, pool, seed, step)
             else:
-                step(f"fitting {text} on {len(inputs)} inputs", 0, 0)
-                fitted = spec.fit(opened, inputs, pool, seed=seed, cache=cache)
-                step(f"fitting {text} on {len(inputs)} inputs", 1, 1)
+                what = f"fitting {text} on {len(inputs)} inputs"
+                step(what, 0, 0)
+                with opened.batching.watched(partial(step, what)):
+                    fitted = spec.fit(opened, inputs, pool, seed=seed, cache=cache)
+                step(what, 1, 1)
                 fitted.save(str(out))
     if dry_run:
         plan.tell(as_json)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import threading
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from causalmad.evaluation.leaderboard import Leaderboard
 from causalmad.evaluation.logs import Log, place
 from causalmad.evaluation.protocol import Progress, evaluate_seed
 from causalmad.evaluation.suites import Suite
+from causalmad.evaluation.workers import workers
 from causalmad.names import parse_detector
 from causalmad.whole import write_whole
 
@@ -64,31 +63,25 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
     say(title, 0, missing)
     failures: list[str] = []
     if jobs:
-        # Forked workers would inherit the threads of whoever calls.
-        context = multiprocessing.get_context("spawn")
         count = min(processes or os.cpu_count() or 1, len(jobs))
-        with ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent) as pool:
+        with workers(count) as pool:
             names: dict[Future[None], Job] = {pool.submit(run, job): job for job in jobs}
             running = set(names)
-            try:
-                while running:
-                    done, running = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
-                    say(title, sum(_there(job) for job in jobs), missing)
-                    for future in done:
-                        try:
-                            future.result()
-                        except BrokenProcessPool as error:
-                            raise TaskError(
-                                "a process of the bench ended in the middle of a run; what was done before is kept",
-                                causes=["too little memory for so many processes at once", "it was killed"],
-                                tries=["the same command again", f"--processes {max(1, count // 2)}"],
-                            ) from error
-                        except Exception as error:  # a night's work is not lost to one task
-                            job = names[future]
-                            failures.append(f"{job.task}, seed {job.seed}: {type(error).__name__}: {error}")
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            while running:
+                done, running = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
+                say(title, sum(_there(job) for job in jobs), missing)
+                for future in done:
+                    try:
+                        future.result()
+                    except BrokenProcessPool as error:
+                        raise TaskError(
+                            "a process of the bench ended in the middle of a run; what was done before is kept",
+                            causes=["too little memory for so many processes at once", "it was killed"],
+                            tries=["the same command again", f"--processes {max(1, count // 2)}"],
+                        ) from error
+                    except Exception as error:  # a night's work is not lost to one task
+                        job = names[future]
+                        failures.append(f"{job.task}, seed {job.seed}: {type(error).__name__}: {error}")
     if failures:
         raise TaskError(
             f"{len(failures)} of {len(jobs)} tasks could not be run, and there is no leaderboard without them; all "
@@ -98,18 +91,6 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
     board, choice = standings(suite, folder)
     write_leaderboard(board, folder, choice)
     return board
-
-
-def end_with_parent() -> None:
-    """End this process when the one that started it does: one that was killed can tell nobody."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def run(job: Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +21,8 @@ from causalmad.evaluation.metrics import auroc, average_precision, tpr_at_fpr
 from causalmad.evaluation.results import Evaluation, SeedResult
 from causalmad.evaluation.threads import fitting_threads
 from causalmad.extraction.cache import Keeps
+from causalmad.models import OpenModel, open_model
+from causalmad.models.batching import Told
 from causalmad.names import detector_text, parse_detector, with_hypothesis
 from causalmad.provenance import versions
 from causalmad.tasks.base import Task, TaskData
@@ -62,9 +65,10 @@ def evaluate(
     results, name = [], ""
     for seed in chosen:
         data = spec.load(seed, progress=lambda done, total, seed=seed: say(f"seed {seed}: training", done, total))  # type: ignore[misc]
-        say(f"seed {seed}: fitting and scoring", 0, 0)
-        results.append(evaluate_seed(data, parts, seed, cache=cache)[0])
-        say(f"seed {seed}: fitting and scoring", 1, 1)
+        what = f"seed {seed}: fitting and scoring"
+        say(what, 0, 0)
+        results.append(evaluate_seed(data, parts, seed, cache=cache, told=partial(say, what))[0])
+        say(what, 1, 1)
         name = data.name
     wanted = task if isinstance(task, str) else name
     text = detector if isinstance(detector, str) else detector_text(parts)
@@ -79,6 +83,7 @@ def evaluate_seed(
     controls: Mapping[str, float | None] | None = None,
     memo: Memo | None = None,
     cache: Keeps = None,
+    told: Told | None = None,
 ) -> tuple[SeedResult, FittedDetector]:
     """The numbers of a detector on a loaded task, and the fitted detector; labels are used for the metrics only.
 
@@ -91,13 +96,16 @@ def evaluate_seed(
         controls: AUROC of the surface controls, where they are known already.
         memo: of this task and seed: signatures that are in it are not computed again, and their time is counted.
         cache: a folder that keeps signatures.
+        told: called with (inputs that went by, inputs in all) in every round over inputs.
     """
-    with fitting_threads(data.model):
-        return _evaluate_seed(data, with_hypothesis(detector, data.hypothesis), seed, controls, memo, cache)
+    opened = open_model(data.model)
+    with fitting_threads(data.model), opened.batching.watched(told):
+        return _evaluate_seed(data, opened, with_hypothesis(detector, data.hypothesis), seed, controls, memo, cache)
 
 
 def _evaluate_seed(
     data: TaskData,
+    model: OpenModel,
     detector: Detector,
     seed: int,
     controls: Mapping[str, float | None] | None,
@@ -106,7 +114,7 @@ def _evaluate_seed(
 ) -> tuple[SeedResult, FittedDetector]:
     started = _now(memo)
     remembering = detector if memo is None else memo.of(detector)
-    fitted = remembering.fit(data.model, data.trusted, data.untrusted, seed=seed, cache=cache)
+    fitted = remembering.fit(model, data.trusted, data.untrusted, seed=seed, cache=cache)
     fit_seconds = _now(memo) - started
     started = _now(memo)
     found = fitted.detect(data.test, _reachable(fitted), cache=cache)

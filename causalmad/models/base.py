@@ -150,7 +150,7 @@ class OpenModel:
         """
         # Classifiers of sequences look for the padding by its token.
         fill = getattr(getattr(self.module, "config", None), "pad_token_id", None)
-        return inputs.batches(
+        found = inputs.batches(
             size or self.batch_size,
             side=self.side,
             accepts=self.accepts,
@@ -159,6 +159,7 @@ class OpenModel:
             fill=fill if isinstance(fill, int) else 0,
             by_length=self.batching.auto,
         )
+        return self.batching.counted(found, len(inputs))
 
     def quiet(self) -> AbstractContextManager[None]:
         """Eval mode, frozen parameters and a lock, for as long as it lasts; afterwards all is as it was."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from causalmad.models.base import OpenModel
 
 T = TypeVar("T")
+Told: TypeAlias = Callable[[int, int], None]
+"""Called with (inputs that went by, inputs in all)."""
 
 DEFAULT = 64
 # What allocators say, and libraries whose own buffers found no place.
@@ -30,10 +33,12 @@ class Batching:
     Attributes:
         size: inputs a batch, at most.
         auto: whether inputs are sorted by length, and ``size`` is halved where a batch ran out of memory.
+        told: who is told how far a round over inputs is, while somebody watches.
     """
 
     size: int = DEFAULT
     auto: bool = False
+    told: Told | None = None
 
     @classmethod
     def of(cls, size: int | Literal["auto"]) -> Batching:
@@ -47,6 +52,31 @@ class Batching:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ModelError(f"batch_size={size!r}", needed='a number of inputs, or "auto"', tries=["batch_size=64"])
         return cls(size)
+
+    @contextmanager
+    def watched(self, told: Told | None) -> Iterator[None]:
+        """While it lasts, ``told`` is called after every batch; each round over inputs counts from the start."""
+        before, self.told = self.told, told
+        try:
+            yield
+        finally:
+            self.told = before
+
+    def counted(self, batches: Iterable[Batch], total: int) -> Iterator[Batch]:
+        """The batches as they are; whoever watches is told when one is done.
+
+        Args:
+            batches: of one round.
+            total: inputs in all of them.
+        """
+        done = 0
+        if self.told is not None:
+            self.told(done, total)
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            if self.told is not None:
+                self.told(done, total)
 
     def shrink(self, error: BaseException) -> bool:
         """Whether to try again, with batches half as large: what failed ran out of memory, and there is room."""

@@ -45,6 +45,18 @@ def test_bars_say_how_far_and_how_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "scoring [all]" in found.text and "50/200" in found.text and "/s" in found.text
 
 
+def test_another_round_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal(monkeypatch)
+    now, spent = [0.0], []
+    monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
+    monkeypatch.setattr("causalmad.cli.console._pace", lambda done, total, seconds: spent.append(seconds) or "")
+    with progress(False) as step:
+        for done in (0, 100, 200, 0, 100):
+            step("fitting", done, 200)
+            now[0] += 10
+    assert spent == [0, 10, 20, 0, 10]
+
+
 @pytest.mark.parametrize("quiet", [True, False])
 def test_silent_elsewhere(capsys: Any, quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     found = terminal(monkeypatch)

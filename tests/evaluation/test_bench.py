@@ -64,7 +64,7 @@ def test_only_what_is_missing_or_damaged_is_run_again(tmp_path, stubbed, monkeyp
     kept = place(tmp_path, "stub", "plain", 0).stat().st_mtime_ns
     jobs = []
 
-    monkeypatch.setattr(bench_module, "ProcessPoolExecutor", inline(jobs))
+    monkeypatch.setattr(bench_module, "workers", inline(jobs))
     seen = []
     board = bench(SMALL, tmp_path, progress=lambda what, done, total: seen.append((done, total)))
     assert [(job.seed, job.detectors) for job in jobs] == [(1, (("plain", DETECTORS["plain"]),))]
@@ -89,7 +89,7 @@ def test_a_task_that_cannot_be_made_stops_no_other(tmp_path, monkeypatch):
 
     monkeypatch.setattr(bench_module, "parse_spec", lambda kind, text: Unlucky() if text == "unlucky" else Stub())
     jobs = []
-    monkeypatch.setattr(bench_module, "ProcessPoolExecutor", inline(jobs))
+    monkeypatch.setattr(bench_module, "workers", inline(jobs))
     both = Suite("both", ("unlucky", "stub"), {"plain": DETECTORS["plain"]}, 2)
     with pytest.raises(
         TaskError, match=r"1 of 4 tasks could not be run.*unlucky, seed 0: TaskError: the model learns nothing"
@@ -118,7 +118,7 @@ def test_an_unknown_suite_is_named():
 def test_a_log_of_another_detector_or_version_is_run_again(tmp_path, stubbed, monkeypatch):
     run(Job(tmp_path, "stub", 0, (("mine", "activations+nearest-neighbours"),)))
     jobs = []
-    monkeypatch.setattr(bench_module, "ProcessPoolExecutor", inline(jobs))
+    monkeypatch.setattr(bench_module, "workers", inline(jobs))
     mine = Suite("mine", ("stub",), {"mine": "activations+mahalanobis"}, 1)
     bench(mine, tmp_path)
     assert len(jobs) == 1

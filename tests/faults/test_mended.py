@@ -25,9 +25,10 @@ import causalmad.evaluation.bench as bench_module
 from causalmad import Detector, FittedDetector, Inputs, Monitor
 from causalmad.cli.files import write_lines
 from causalmad.errors import CausalmadError, HypothesisError, InputsError, ModelError, SiteError, StoreError, TaskError
-from causalmad.evaluation.bench import bench, end_with_parent
+from causalmad.evaluation.bench import bench
 from causalmad.evaluation.logs import Log, place
 from causalmad.evaluation.suites import Suite
+from causalmad.evaluation.workers import end_with_parent
 from causalmad.extraction.shards import DamagedShardError, check_shard
 from causalmad.hypotheses.circuit import Circuit
 from causalmad.models import open_model
@@ -297,7 +298,7 @@ def test_a_bench_that_loses_a_process_says_so(tmp_path: Path, monkeypatch: pytes
             done.set_exception(BrokenProcessPool("gone"))
             return done
 
-    monkeypatch.setattr(bench_module, "ProcessPoolExecutor", Broken)
+    monkeypatch.setattr("causalmad.evaluation.workers.ProcessPoolExecutor", Broken)
     with pytest.raises(TaskError, match="ended in the middle"):
         bench(Suite("small", ("planted-routes",), {"one": "activations+mahalanobis"}, 1), tmp_path)
 

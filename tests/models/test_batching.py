@@ -181,3 +181,17 @@ def test_rows_that_take_no_mask_still_share_a_batch_only_with_their_length():
     for size in (64, "auto"):
         batches = list(cm.open_model(Sums(), batch_size=size).batches(inputs))
         assert [batch.main.shape for batch in batches] == [(4, 1), (4, 2), (4, 3)]
+
+
+def test_who_watches_is_told_how_far_every_round_is_and_nobody_afterwards():
+    made, told = toy("mlp", trusted=10, fresh=4), []
+    model = cm.open_model(made.model, batch_size=4)
+    with model.batching.watched(lambda *far: told.append(far)):
+        assert [len(batch) for batch in model.batches(model.inputs(made.trusted))] == [4, 4, 2]
+        assert told == [(0, 10), (4, 10), (8, 10), (10, 10)]
+        with pytest.raises(ZeroDivisionError), model.batching.watched(None):
+            _ = 1 / 0
+        list(cm.open_model(model).batches(model.inputs(made.fresh)))  # a view of the same model
+        assert told[4:] == [(0, 4), (4, 4)]
+    list(model.batches(model.inputs(made.fresh)))
+    assert len(told) == 6
