@@ -14,6 +14,7 @@ Step: TypeAlias = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all); 0 steps in all = their number is not known."""
 
 WIDTH = 110
+BAR, BESIDE = 12, 52  # columns of a progress bar, and of all beside it but what is being done
 
 
 def show(*parts: Any) -> None:
@@ -47,18 +48,21 @@ def progress(quiet: bool) -> Iterator[Step]:
     columns = (
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=BAR),
         TextColumn("{task.fields[pace]}", markup=False),
         TimeElapsedColumn(),
     )
     # Lines for people go above the bars; lines for a file or a program go where they belong, past rich.
     both = sys.stdout.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=both) as bars:
+    console = Console(stderr=True)
+    room = max(console.width - BAR - BESIDE, 16)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=both) as bars:
         known: dict[str, Any] = {}
 
         def step(what: str, done: int, total: int) -> None:
             if what not in known:
-                known[what] = bars.add_task(what, total=None, pace="")
+                # How fast and how long still is what a narrow terminal has to show.
+                known[what] = bars.add_task(what if len(what) <= room else f"{what[: room - 3]}...", total=None, pace="")
             task = next(task for task in bars.tasks if task.id == known[what])
             if done < task.completed:  # another round over the same inputs
                 bars.reset(known[what])

@@ -34,7 +34,7 @@ Model = Annotated[
     typer.Option(
         help="Folder that save_pretrained wrote, or a model's name on the hub: a causal language model, or a "
         "classifier of texts or images.",
-        metavar="DIR",
+        metavar="DIR_OR_NAME",
         autocompletion=folders,
     ),
 ]

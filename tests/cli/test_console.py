@@ -57,6 +57,15 @@ def test_another_round_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spent == [0, 10, 20, 0, 10]
 
 
+def test_a_narrow_terminal_shows_how_long_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("causalmad.cli.console._pace", lambda *given: "1,024/10,000, 1,956/s, 0:00:07 left")
+    with progress(False) as step:
+        step("fitting a detector with a very long name on many inputs", 10, 20)
+    assert "1,024/10,000, 1,956/s, 0:00:07 left" in found.text and "fitting a" in found.text
+
+
 @pytest.mark.parametrize("quiet", [True, False])
 def test_silent_elsewhere(capsys: Any, quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     found = terminal(monkeypatch)
