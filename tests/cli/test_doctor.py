@@ -118,7 +118,7 @@ def test_the_model_of_a_task(run, healthy, stub) -> None:
     [
         (("--inputs", "x.jsonl"), "--inputs without a model"),
         (("--model", "./no-such-folder"), "no-such-folder"),
-        (("--model", "a", "--task", "b"), "one of --model and --task"),
+        (("--model", "a", "--task", "b"), "--model together with --task"),
         (("--task", "gate-digit"), "gate-digits"),
     ],
 )
