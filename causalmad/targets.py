@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, one_hot
+from torch.nn.functional import log_softmax
 
 from causalmad.errors import ModelError
 
@@ -130,7 +130,7 @@ def margin(logits: Tensor, top: Tensor) -> Tensor:
         top: (batch,) classes.
     """
     chosen = logits.gather(-1, top[:, None]).squeeze(-1)
-    others = logits.masked_fill(one_hot(top, logits.shape[-1]).bool(), float("-inf"))
+    others = logits.scatter(-1, top[:, None], float("-inf"))
     return chosen - others.logsumexp(-1)
 
 

@@ -74,15 +74,14 @@ def align(donors: Tensor, donor_mask: Tensor | None, which: Tensor, batch: Batch
         which: (batch,) donor of each row.
         batch: the rows; where a row is longer than its donor, the donor is read again from its end.
     """
-    picked = donors[which]
     if donor_mask is None or batch.mask is None or donors.ndim < 2 or donors.shape[1] != donor_mask.shape[1]:
-        return picked
+        return donors[which]
     from_end = _from_end(batch.mask)
     lengths = donor_mask.sum(-1)[which]
     start = donor_mask.long().argmax(-1)[which]
     back = from_end.clamp(min=0) % lengths[:, None]
     index = (start + lengths - 1)[:, None] - back
-    return picked[torch.arange(len(which), device=picked.device)[:, None], index]
+    return donors[which.to(donors.device)[:, None], index]
 
 
 def _from_end(mask: Tensor) -> Tensor:

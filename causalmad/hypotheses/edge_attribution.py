@@ -54,29 +54,45 @@ class EdgeAttributor:
             which: (batch, donors) the donors of every input.
         """
         model = self.patcher.model
-        with torch.inference_mode(False), model.quiet():
+        with torch.inference_mode(False), torch.no_grad(), model.quiet():
             clean = self._run(batch, self.target)
             if clean.logits is None:
                 raise RuntimeError("a run with a target has logits")
-            written = self.patcher.computation.senders_of(clean.values)
-            graph, donors = self.patcher.computation, which.unbind(1)
             if self.method == "eap":
                 # The gradient is the same for all donors, and the score is linear in their mean.
-                gap = torch.zeros_like(written)
-                for donor in donors:
-                    gap += self._apart(batch, donor, written) / len(donors)
-                return self._products(clean, gap)
+                return self._products(clean, self._apart(batch, which, clean.values))
             asked = bound(self.target, clean.logits)
-            total = torch.zeros(len(batch), *graph.allowed.shape, device=written.device)
-            for donor in donors:
-                gap = self._apart(batch, donor, written)
-                total += self._integrated(batch, asked, clean.values, donor, gap) / len(donors)
-            return total
+            parts = [
+                self._integrated(batch, asked, clean.values, donor, self._apart(batch, donor[:, None], clean.values))
+                for donor in which.unbind(1)
+            ]
+            return torch.stack(parts).mean(0)
 
-    def _apart(self, batch: Batch, donor: Tensor, written: Tensor) -> Tensor:
-        """(batch, positions, senders, width) the donor's values minus the clean ones, zero at padding."""
-        gap = self.patcher.aligned(batch, donor) - written
-        return gap if batch.mask is None else gap.masked_fill(~batch.mask[:, :, None, None], 0)
+    def _apart(self, batch: Batch, which: Tensor, clean: Mapping[Place, Tensor]) -> Tensor:
+        """(senders, batch, positions, width) the donors' mean values minus the clean ones, zero at padding."""
+        graph = self.patcher.computation
+        found = None
+        # What is written is linear in the activation where it is written: the donors are averaged there.
+        for part in (None, *(part for part in graph.parts if part.writes is not None)):
+            place = graph.source if part is None or part.writes is None else part.writes
+            total = torch.zeros((), device=clean[place].device)
+            for donor in which.unbind(1):
+                total = total + self.patcher.aligned(batch, donor, place).to(_wide(clean[place])) / which.shape[1]
+            gap = total - clean[place]
+            if batch.mask is not None:
+                gap = gap.masked_fill(~batch.mask[:, :, None], 0)
+            if found is None:
+                found = gap.new_empty(len(graph.senders), *gap.shape)
+            if part is None or not part.slots:
+                found[0 if part is None else part.senders.start] = gap
+            else:
+                heads = gap.flatten(0, 1).unflatten(-1, (len(part.senders), -1)).transpose(0, 1)
+                projection = graph.model.module.get_submodule(place.path)
+                matrix = weights(projection, clean[place]).to(gap.dtype).unflatten(0, (len(part.senders), -1))
+                torch.bmm(heads, matrix, out=found[part.senders.start : part.senders.stop].flatten(1, 2))
+        if found is None:
+            raise RuntimeError("a computation has an input")
+        return found
 
     def _integrated(
         self, batch: Batch, asked: Target, clean: Mapping[Place, Tensor], donor: Tensor, gap: Tensor
@@ -86,7 +102,7 @@ class EdgeAttributor:
         rows = {graph.source: range(1)}
         if self.method == "eap-ig-activations":
             rows |= {part.writes: part.senders for part in graph.parts if part.writes is not None}
-        total = torch.zeros(len(batch), *graph.allowed.shape, device=gap.device)
+        total = gap.new_zeros(len(batch), *graph.allowed.shape)
         for place, senders in rows.items():
             inside = slice(None) if self.method == "eap-ig" else slice(senders.start, senders.stop)
             way = self.patcher.aligned(batch, donor, place) - clean[place]
@@ -109,29 +125,43 @@ class EdgeAttributor:
     def _products(self, run: Run, gap: Tensor) -> Tensor:
         """(batch, senders, receivers) gaps times gradients, one part's receivers at a time."""
         graph = self.patcher.computation
-        found = torch.zeros(len(gap), *graph.allowed.shape, device=gap.device)
-        moved = gap.transpose(1, 2).flatten(2)  # copied once, and not for every part
+        found = gap.new_zeros(gap.shape[1], *graph.allowed.shape)
+        moved = gap.flatten(2).transpose(0, 1)
         for part in graph.parts:
-            slopes = _slopes(graph, part, run).to(gap.dtype).transpose(1, 2).flatten(2)
-            scores = moved[:, : part.upstream] @ slopes.mT
+            slopes = _slopes(graph, part, run).to(gap.dtype).flatten(2)
+            scores = torch.bmm(moved[:, : part.upstream], slopes.permute(1, 2, 0))
             found[:, : part.upstream, part.receivers.start : part.receivers.stop] = scores
         return found
 
 
+def _wide(value: Tensor) -> torch.dtype:
+    """Single precision where the model has less: sums over positions and features would be rounded away."""
+    return torch.promote_types(value.dtype, torch.float32)
+
+
 def _slopes(graph: Computation, part: Part, run: Run) -> Tensor:
-    """(batch, positions, receivers, width) gradient with respect to what each receiver of a part reads."""
+    """(receivers, batch, positions, width) gradient with respect to what each receiver of a part reads."""
     if not part.slots:
-        return run.grads[part.norm][:, :, None]
+        return run.grads[part.norm][None]
     stream, module = run.values[part.norm], graph.model.module
-    columns = []
-    for slot in part.slots:
-        matrix = weights(module.get_submodule(slot.place.path), stream)[:, slot.start : slot.stop]
-        columns.append(run.grads[slot.place][..., slot.start : slot.stop] @ matrix.T)
-    # The norm reads each position by itself, so that one backward pass serves all receivers side by side.
+    matrices = {
+        place: weights(module.get_submodule(place.path), stream)
+        for place in dict.fromkeys(slot.place for slot in part.slots)
+    }
+    blocks = torch.stack([matrices[slot.place][:, slot.start : slot.stop].T for slot in part.slots])
+    own = torch.stack([run.grads[slot.place][..., slot.start : slot.stop] for slot in part.slots])
+    columns = torch.bmm(own.flatten(1, 2), blocks).unflatten(1, own.shape[1:3])
+    norm = module.get_submodule(part.norm.path)
     with torch.enable_grad():
-        wide = stream[:, :, None].expand(-1, -1, len(columns), -1).detach().clone().requires_grad_(True)
-        normed = plain(module.get_submodule(part.norm.path), wide)
-        (slopes,) = torch.autograd.grad(normed, wide, torch.stack(columns, 2))
+        leaf = stream.detach().requires_grad_(True)
+        normed = plain(norm, leaf)
+        try:
+            (slopes,) = torch.autograd.grad(normed, leaf, columns, is_grads_batched=True)
+        except (RuntimeError, NotImplementedError):
+            # A norm of somebody's own may know no batches of gradients. It reads each position by itself, so that one
+            # backward pass serves all receivers side by side.
+            leaf = stream.detach().expand_as(columns).clone().requires_grad_(True)
+            (slopes,) = torch.autograd.grad(plain(norm, leaf), leaf, columns)
     return slopes
 
 

@@ -66,9 +66,9 @@ class EdgePatcher:
         return self.computation.model
 
     def batches(self, inputs: Inputs) -> Iterator[Batch]:
-        """Batches small enough for what all senders write to be held at once, several times over."""
+        """Batches small enough for what all senders write to be held at once, a few times over."""
         width = self.written.shape[2] * self.written.shape[3] * max(int(inputs.lengths.max()), 1)
-        return self.model.batches(inputs, size=max(1, min(self.model.batch_size, _MOST // width)))
+        return self.model.batches(inputs, size=max(1, min(self.model.batch_size, 2 * _MOST // width)))
 
     def aligned(self, batch: Batch, which: Tensor, place: Place | None = None) -> Tensor:
         """(batch, positions, senders, width) the donors' values, aligned at the last real token.

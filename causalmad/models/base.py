@@ -14,7 +14,7 @@ from causalmad.errors import CausalmadError, ModelError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models.batching import Batching
 from causalmad.models.fingerprint import digest, parameter_digests
-from causalmad.models.quiet import quiet
+from causalmad.models.quiet import contiguous, quiet
 from causalmad.models.resolve import resolve
 from causalmad.sites import Place, Site, position_index
 from causalmad.targets import Readout, Target, as_target, two_logits
@@ -174,6 +174,7 @@ class OpenModel:
         target: Target | Readout | None = None,
         output: bool = True,
         position: int | str = -1,
+        extra: Mapping[str, Any] | None = None,
     ) -> Run:
         """One run of the model: capture, gradients and edits are all this.
 
@@ -185,6 +186,7 @@ class OpenModel:
                 the logits (batch, classes) -> (batch,).
             output: whether the logits are wanted; without them the run stops after the last read.
             position: token position at which a sequence of logits is read.
+            extra: more keyword arguments of the model, such as ``past_key_values``.
 
         Raises:
             SiteError: when a place is never reached, or has no tensor.
@@ -195,28 +197,31 @@ class OpenModel:
             question = as_target(target)
 
             def objective(result: Any) -> tuple[Tensor, Tensor]:
-                logits = read_logits(result, batch, position)
+                logits = read_logits(result, batch, position, columns)
                 return logits, question.bind(logits)(logits).sum()
 
         # Tensors of an enclosing inference mode can be neither differentiated nor watched for in-place changes.
         with self.quiet(), torch.inference_mode(False):
-            args, kwargs = self._call(batch, position)
+            columns = self._columns(batch, position) if output or target is not None else None
+            args, kwargs = self._call(batch, columns, extra or {})
             standing = {} if self.standing is None else self.standing(batch)
             try:
-                result, values, grads = self.engine.run(
-                    self.module,
-                    tuple(map(_ordinary, args)),
-                    {name: _ordinary(value) for name, value in kwargs.items()},
-                    read=tuple(read),
-                    edits=_after(standing, edits or {}),
-                    objective=objective,
-                    output=output,
-                )
+                with contiguous(self.module if columns is not None else None):
+                    result, values, grads = self.engine.run(
+                        self.module,
+                        tuple(map(_ordinary, args)),
+                        {name: _ordinary(value) for name, value in kwargs.items()},
+                        read=tuple(read),
+                        edits=_after(standing, edits or {}),
+                        objective=objective,
+                        output=output,
+                    )
             except CausalmadError:
                 raise
             except Exception as error:
                 raise _failed(self.name, batch, error, self.batching.auto) from error
-            logits = read_logits(result, batch, position).detach() if output or objective is not None else None
+            wanted = output or objective is not None
+            logits = read_logits(result, batch, position, columns).detach() if wanted else None
         return Run(logits, values, grads)
 
     def logits(self, batch: Batch, edits: Mapping[Place, Patch] | None = None, position: int | str = -1) -> Tensor:
@@ -243,16 +248,32 @@ class OpenModel:
         """Name of a parameter or buffer -> hash of its shape, type and values."""
         return parameter_digests(self.module)
 
-    def _call(self, batch: Batch, position: int | str) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    def _call(
+        self, batch: Batch, columns: Tensor | None, extra: Mapping[str, Any]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         args, named = batch.call
-        kwargs: dict[str, Any] = dict(named)
+        kwargs: dict[str, Any] = {**named, **extra}
         if self.positional and "input_ids" in kwargs:
             args = (kwargs.pop("input_ids"), *args)
         if "use_cache" in self.accepts:
-            kwargs["use_cache"] = False  # a cache of keys and values would be filled for nothing
-        if batch.mask is not None and "logits_to_keep" in self.accepts and position == -1 and self.side == "left":
-            kwargs["logits_to_keep"] = 1  # the vocabulary is the largest matrix; only one position is read
+            kwargs["use_cache"] = "past_key_values" in kwargs  # otherwise one would be filled for nothing
+        if columns is not None:
+            last = len(columns) == 1 and int(columns[0]) == batch.main.shape[1] - 1
+            kwargs["logits_to_keep"] = 1 if last else columns
         return args, kwargs
+
+    def _columns(self, batch: Batch, position: int | str) -> Tensor | None:
+        """Columns of the padded rows at which logits are wanted, where the model can leave out all others.
+
+        The vocabulary is the largest matrix. None where the model keeps them all.
+        """
+        if batch.mask is None or "logits_to_keep" not in self.accepts:
+            return None
+        if position == -1 and self.side == "left":
+            return torch.tensor([batch.mask.shape[1] - 1], device=batch.mask.device)
+        if not type(self.module).__module__.startswith("transformers."):
+            return None  # a number of last positions is all that others need to know
+        return position_index(position, batch).unique()
 
 
 def _ordinary(value: Any) -> Any:
@@ -287,10 +308,16 @@ def _after(first: Mapping[Place, Patch], then: Mapping[Place, Patch]) -> dict[Pl
     return {**first, **then, **{place: both(place) for place in first.keys() & then.keys()}}
 
 
-def read_logits(result: Any, batch: Batch, position: int | str) -> Tensor:
+def read_logits(result: Any, batch: Batch, position: int | str, columns: Tensor | None = None) -> Tensor:
     """(batch, classes) from whatever a model returns: a tensor, a tuple, or an output with ``logits``.
 
     A single logit per input counts as two classes, ``[0, logit]``.
+
+    Args:
+        result: what the model returned.
+        batch: what it was called with.
+        position: token whose logits are read.
+        columns: columns of the padded rows that the model was asked for, ascending; None for all.
 
     Raises:
         ModelError: when there is no such tensor, or a sequence of logits and no tokens to say where to read.
@@ -315,7 +342,10 @@ def read_logits(result: Any, batch: Batch, position: int | str) -> Tensor:
         logits = logits[:, None]
     if logits.ndim == 3 and batch.mask is not None:
         at = position_index(position, batch)
-        at = torch.zeros_like(at) if logits.shape[1] == 1 else at
+        if logits.shape[1] == 1:
+            at = torch.zeros_like(at)
+        elif columns is not None and logits.shape[1] == len(columns):
+            at = torch.searchsorted(columns.to(at.device), at)
         logits = logits[torch.arange(len(batch), device=logits.device), at]
     if logits.ndim != 2:
         raise ModelError(

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -96,6 +96,30 @@ def _locks(module: nn.Module) -> list[_Lock]:
         for part in parts:
             _LOCKS.setdefault(part, first)
         return found
+
+
+@contextmanager
+def contiguous(module: nn.Module | None) -> Iterator[None]:
+    """The matrix of the vocabulary reads what lies together in memory.
+
+    Of a few positions cut out of all, torch multiplies each row with it on its own, which takes several times as long.
+
+    Args:
+        module: a transformers model; None for nothing to do.
+    """
+    head = getattr(module, "get_output_embeddings", lambda: None)()
+    if not isinstance(head, nn.Linear):
+        yield
+        return
+
+    def copied(_: nn.Module, args: tuple[Any, ...]) -> Any:
+        return (args[0].contiguous(), *args[1:]) if args and isinstance(args[0], Tensor) else None
+
+    handle = head.register_forward_pre_hook(copied)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _Buffer(NamedTuple):

@@ -139,10 +139,11 @@ class FittedDonorMoments:
         which = torch.as_tensor(self.donors.of(inputs))
         parts = []
         with self.model.quiet():
+            tables = unit_tables(resampler, inputs, which, self.groups, self._statistics)
             for group in self.groups:
                 units = tuple(f"@-{i + 1}" for i in range(self.longest)) if group.ragged else group.names
                 sites = tuple(map(str, group.sites)) * (len(units) if group.ragged else 1)
-                for name, values in unit_tables(resampler, inputs, which, group, self._statistics).items():
+                for name, values in tables[group.name].items():
                     parts.append(by_place(f"{group.name} {name}", values, units, sites, ragged=group.ragged))
         return join(parts)
 

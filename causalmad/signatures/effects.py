@@ -10,22 +10,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch.nn.functional import softmax
 
 from causalmad.errors import FitError
 from causalmad.hypotheses import Donors
 from causalmad.hypotheses.donors import align
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
+from causalmad.models.shortcuts import Clean, EditBatch, Patch, Shortcuts
 from causalmad.signatures.units import Group, real_tokens
 from causalmad.sites import Place, Site
-from causalmad.targets import Target, divergence, require_alike
+from causalmad.targets import Target, require_alike
 
-Patch: TypeAlias = Callable[[Tensor], Tensor]
-EditBatch: TypeAlias = Callable[[Batch], tuple[Batch, dict[Place, Patch]]]
 Unit: TypeAlias = tuple[Group, int]
 
 _ROUNDINGS = 16  # logits that differ by at most this many roundings (of the largest) are the same logits
+_ROWS = 32  # variants compared at a time: a vocabulary in double precision should stay near the processor
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,23 @@ class Effects:
 
 
 @dataclass(frozen=True, eq=False)
+class Start:
+    """A batch as it is, for variants to be compared with.
+
+    Attributes:
+        clean: its run.
+        logits: (batch, classes) in double precision.
+        shares: (batch, classes) their softmax.
+        read: (batch,) the target.
+    """
+
+    clean: Clean
+    logits: Tensor
+    shares: Tensor
+    read: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Resampler:
     """Runs the replacements of one model with one set of donors.
 
@@ -52,6 +69,7 @@ class Resampler:
         target: read-out whose change is measured.
         donor_batch: the donors as one batch.
         cached: place -> (donors, ...) the donors' activations there, computed once.
+        shortcuts: runs the variants.
     """
 
     model: OpenModel
@@ -59,6 +77,7 @@ class Resampler:
     target: Target
     donor_batch: Batch
     cached: dict[Place, Tensor]
+    shortcuts: Shortcuts
 
     @classmethod
     def of(cls, model: OpenModel, donors: Donors, target: Target, groups: tuple[Group, ...]) -> Resampler:
@@ -66,67 +85,85 @@ class Resampler:
         batch = donor_batch(model, donors)
         places = list({site.place: None for group in groups for site in group.sites})
         values = dict(model.plain.run(batch, read=places, output=False).values) if places else {}
-        return cls(model, donors, target, batch, values)
+        return cls(model, donors, target, batch, values, Shortcuts(model, places))
 
-    def effects(self, batch: Batch, which: Tensor, group: Group) -> Effects:
+    def start(self, batch: Batch) -> Start:
+        """The clean run of a batch, once for all its variants."""
+        clean = self.shortcuts.clean(batch)
+        logits = clean.logits.double()
+        return Start(clean, logits, softmax(logits, -1), self.target.bind(logits)(logits))
+
+    def effects(self, start: Start | Batch, which: Tensor, group: Group) -> Effects:
         """Effects of every unit of a group.
 
         Args:
-            batch: the inputs.
+            start: the inputs, or what :meth:`start` made of them.
             which: (batch, donors) the donors of every input.
             group: the units.
         """
-        clean = self.model.logits(batch).double()
+        known = self.start(start) if isinstance(start, Batch) else start
+        batch = known.clean.batch
         counts = group.count(batch)
         shape = (len(batch), int(counts.max()), which.shape[1])
         kl, change = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
         for rows, units, donors, edit in self._variants(batch, which, group, counts):
-            kl[rows, units, donors], change[rows, units, donors] = self._measure(batch, clean, rows, edit)
+            column = batch.main.shape[-1] - int(self._widths(batch, group, units).max())
+            kl[rows, units, donors], change[rows, units, donors] = self._measure(known, rows, edit, column)
         return Effects(kl, change)
 
-    def joint(self, batch: Batch, which: Tensor, pairs: Sequence[tuple[Unit, Unit]]) -> Effects:
+    def joint(self, start: Start | Batch, which: Tensor, pairs: Sequence[tuple[Unit, Unit]]) -> Effects:
         """Effects of replacing two units at once by the same donor's, (batch, pairs, donors).
 
         Args:
-            batch: the inputs.
+            start: the inputs, or what :meth:`start` made of them.
             which: (batch, donors) the donors of every input.
             pairs: the units; NaN where an input lacks one of the two.
         """
-        clean = self.model.logits(batch).double()
+        known = self.start(start) if isinstance(start, Batch) else start
+        batch = known.clean.batch
         shape = (len(batch), len(pairs), which.shape[1])
         kl, change = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
         for column, pair in enumerate(pairs):
             present = torch.stack([unit < group.count(batch).cpu() for group, unit in pair]).all(0)
             rows = present.nonzero().flatten().repeat_interleave(which.shape[1])
             donors = torch.arange(which.shape[1]).repeat(int(present.sum()))
-            for part in torch.arange(len(rows)).split(8 * self.model.batch_size):
-                if not len(part):
-                    continue  # no input of this batch has both
+            width = max(int(self._widths(batch, group, torch.tensor([unit]))) for group, unit in pair)
+            for part in self.shortcuts.stacks(torch.full((len(rows),), width)):
                 r, k = rows[part], donors[part]
                 edits = [self._edit_unit(group, torch.full_like(r, unit), which[r, k]) for group, unit in pair]
-                kl[r, column, k], change[r, column, k] = self._measure(batch, clean, r, _both(*edits))
+                first = batch.main.shape[-1] - width
+                kl[r, column, k], change[r, column, k] = self._measure(known, r, _both(*edits), first)
         return Effects(kl, change)
 
-    def _measure(self, batch: Batch, clean: Tensor, rows: Tensor, edit: EditBatch) -> tuple[Tensor, Tensor]:
+    def _measure(self, start: Start, rows: Tensor, edit: EditBatch, column: int) -> tuple[Tensor, Tensor]:
         """(variants,) divergence and change of the target of some rows of a batch under an edit."""
-        stacked, patches = edit(batch.take(rows.numpy()))
-        logits = settled(self.model.logits(stacked, patches), clean[rows])
-        read = self.target.bind(clean[rows])
-        kl = divergence(log_softmax(clean[rows], -1), log_softmax(logits, -1))
-        return kl.float().cpu(), (read(logits) - read(clean[rows])).float().cpu()
+        found = self.shortcuts.logits(start.clean, rows, edit, column)
+        kl, change = [], []
+        for part in torch.arange(len(rows)).split(_ROWS):
+            own = rows[part].to(found.device)
+            clean = start.logits[own]
+            logits = settled(found[part.to(found.device)], clean)
+            kl.append(shifted(start.shares[own], logits - clean))
+            change.append(self.target.bind(clean)(logits) - start.read[own])
+        return torch.cat(kl).float().cpu(), torch.cat(change).float().cpu()
 
     def _variants(
         self, batch: Batch, which: Tensor, group: Group, counts: Tensor
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, EditBatch]]:
         """Stacks of variants (row, unit, donor) that share one run, with the edit that makes them."""
-        rows, units = (torch.arange(int(counts.max()))[None, :] < counts.cpu()[:, None]).nonzero(as_tuple=True)
+        # Unit by unit: where those of a stack are near the end, positions before them need not run.
+        units, rows = (torch.arange(int(counts.max()))[:, None] < counts.cpu()[None, :]).nonzero(as_tuple=True)
         for place, chosen in _by_place(group, units):
             r = rows[chosen].repeat_interleave(which.shape[1])
             u = units[chosen].repeat_interleave(which.shape[1])
             k = torch.arange(which.shape[1]).repeat(len(chosen))
-            # Eight times the batch: a stack is as wide as memory for a batch allows without gradients.
-            for part in torch.arange(len(r)).split(8 * self.model.batch_size):
+            for part in self.shortcuts.stacks(self._widths(batch, group, u)):
                 yield r[part], u[part], k[part], self._edit(place, group, u[part], which[r[part], k[part]])
+
+    def _widths(self, batch: Batch, group: Group, units: Tensor) -> Tensor:
+        """(variants,) last columns of the padded rows that a replacement changes: a token, and what comes after it."""
+        whole = torch.full_like(units, batch.main.shape[-1])
+        return units + 1 if group.ragged and self.shortcuts.causal else whole
 
     def _edit_unit(self, group: Group, units: Tensor, donors: Tensor) -> EditBatch:
         """The edit of one unit, the same in all variants."""
@@ -159,26 +196,42 @@ def unit_tables(
     resampler: Resampler,
     inputs: Inputs,
     which: Tensor,
-    group: Group,
+    groups: Sequence[Group],
     reduce: Callable[[Effects, Tensor], Mapping[str, Tensor]],
-) -> dict[str, npt.NDArray[np.float64]]:
-    """Statistic -> (n, units) numbers made of every unit's effects, NaN where an input has no such unit.
+) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
+    """Group -> statistic -> (n, units) numbers made of every unit's effects, NaN where an input has no such unit.
 
     Args:
         resampler: runs the replacements.
         inputs: at least one.
         which: (n, donors) the donors of every input.
-        group: the units.
+        groups: the units.
         reduce: from the effects and the donors (batch, donors) to numbers (batch, units) by the statistic's name.
     """
-    units = int(inputs.lengths.max()) if group.ragged else len(group.names)
-    tables: dict[str, npt.NDArray[np.float64]] = {}
+    found: dict[str, dict[str, npt.NDArray[np.float64]]] = {group.name: {} for group in groups}
     for batch in resampler.model.batches(inputs):
-        chosen = which[torch.as_tensor(batch.rows)]
-        for name, values in reduce(resampler.effects(batch, chosen, group), chosen).items():
-            table = tables.setdefault(name, np.full((len(inputs), units), np.nan))
-            table[batch.rows, : values.shape[1]] = values.double().numpy()
-    return tables
+        chosen, start = which[torch.as_tensor(batch.rows)], resampler.start(batch)
+        for group in groups:
+            units = int(inputs.lengths.max()) if group.ragged else len(group.names)
+            for name, values in reduce(resampler.effects(start, chosen, group), chosen).items():
+                table = found[group.name].setdefault(name, np.full((len(inputs), units), np.nan))
+                table[batch.rows, : values.shape[1]] = values.double().numpy()
+    return found
+
+
+def shifted(shares: Tensor, shift: Tensor) -> Tensor:
+    """(variants,) KL divergence in nats from a softmax to that of the same logits plus a shift, exactly zero for none.
+
+    Args:
+        shares: (variants, classes) the softmax, in double precision.
+        shift: (variants, classes) what the logits change by.
+    """
+    # log E[exp d] - E[d], taken around the mean: neither the logarithms nor their difference is ever rounded away.
+    around = shift - (shares * shift).sum(-1, keepdim=True)
+    near = torch.log1p((shares * (torch.expm1(around) - around)).sum(-1))
+    if bool((around.amax(-1) > 500).any()):
+        near = torch.where(around.amax(-1) > 500, (shares.log() + around).logsumexp(-1), near)
+    return near.clamp(min=0)
 
 
 def settled(patched: Tensor, clean: Tensor) -> Tensor:
@@ -192,8 +245,9 @@ def settled(patched: Tensor, clean: Tensor) -> Tensor:
     """
     require_alike(patched, clean)
     rounding = _ROUNDINGS * torch.finfo(torch.float32).eps * clean.abs().amax(-1)
-    same = (patched.double() - clean.double()).abs().amax(-1) <= rounding
-    return torch.where(same[:, None], clean.double(), patched.double())
+    wide, known = patched.double(), clean.double()
+    same = (wide - known).abs().amax(-1) <= rounding
+    return torch.where(same[:, None], known, wide) if bool(same.any()) else wide
 
 
 def donor_batch(model: OpenModel, donors: Donors) -> Batch:

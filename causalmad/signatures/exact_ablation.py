@@ -156,7 +156,7 @@ class FittedExactAblation:
         resampler = Resampler.of(self.model, self.donors, as_target(self.spec.target), self.groups)
         which = torch.as_tensor(self.donors.of(inputs))
         with self.model.quiet():
-            found = {group.name: unit_tables(resampler, inputs, which, group, over_donors) for group in self.groups}
+            found = unit_tables(resampler, inputs, which, self.groups, over_donors)
             parts = [self._columns(group, kind, found[group.name][kind]) for group in self.groups for kind in _KINDS]
             if self.pairs:
                 parts.append(self._interactions(resampler, inputs, which, found))

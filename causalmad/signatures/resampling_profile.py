@@ -136,9 +136,9 @@ class FittedResamplingProfile:
         resampler = Resampler.of(self.model, self.donors, as_target(self.spec.target), self.groups)
         parts = []
         with self.model.quiet():
+            tables = unit_tables(resampler, inputs, which, self.groups, _over_donors)
             for group in self.groups:
-                found = unit_tables(resampler, inputs, which, group, _over_donors)
-                for name, values in found.items():
+                for name, values in tables[group.name].items():
                     # The spread of a few draws is mostly noise: it is kept as a whole, not for every unit.
                     whole = name.endswith(" sd")
                     title = f"{group.name} {name}"

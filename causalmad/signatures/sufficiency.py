@@ -219,8 +219,9 @@ def _by_effect(model: OpenModel, donors: Donors, some: Inputs, target: Target | 
     which = torch.as_tensor(donors.of(some))
     total = {site: 0.0 for group in found for site in group.sites}
     for batch in model.batches(some):
+        start = resampler.start(batch)
         for group in found:
-            effects = resampler.effects(batch, which[torch.as_tensor(batch.rows)], group).divergence
+            effects = resampler.effects(start, which[torch.as_tensor(batch.rows)], group).divergence
             for site, value in zip(group.sites, effects.double().mean(-1).sum(0).tolist(), strict=True):
                 total[site] += value
     return tuple(sorted(total, key=lambda site: -total[site]))

@@ -1,0 +1,306 @@
+"""Runs that go on from a clean one: what an edit cannot have changed is looked up, and not computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causalmad.errors import CausalmadError
+from causalmad.inputs import Batch
+from causalmad.models.base import OpenModel
+from causalmad.models.hooks import Hooks
+from causalmad.models.recording import Recording, narrowed, recorded, replayed
+from causalmad.sites import Place
+
+Patch: TypeAlias = Callable[[Tensor], Tensor]
+EditBatch: TypeAlias = Callable[[Batch], tuple[Batch, dict[Place, Patch]]]
+
+# Of the largest logit: how far the same row may come out from its clean logits in a batch of another shape.
+_CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_HALF = 0.1
+_NUMBERS = 2**20  # of the residual stream in one run on a CPU: more of them leave its caches and take longer each
+
+
+@dataclass(frozen=True, eq=False)
+class Clean:
+    """A clean run, from which runs of the same rows under edits go on.
+
+    Attributes:
+        batch: the inputs.
+        logits: (batch, classes).
+        recording: what the parts of the model gave; None where nothing was recorded.
+        keys: (keys, values) of every layer, each (batch, heads, positions, entries); empty where positions before an
+            edited one are computed again.
+    """
+
+    batch: Batch
+    logits: Tensor
+    recording: Recording | None = None
+    keys: tuple[tuple[Tensor, Tensor], ...] = ()
+
+
+class Shortcuts:
+    """Runs variants of clean runs, and computes again only what their edits can have changed.
+
+    Three things are looked up in the clean run: what parts gave that were done before the first edited place; under a
+    causal mask the keys and values of positions before the first edited one; and in the last block nothing but the last
+    position goes on, where the logits are read. Every such run carries one row without edits. When it does not come out
+    as in the clean run, or the model raises, everything is computed again, from then on.
+
+    Args:
+        model: the opened model; plain runs are all there is for the nnsight engine, and under standing edits.
+        places: where edits may come.
+    """
+
+    def __init__(self, model: OpenModel, places: Iterable[Place] = ()) -> None:
+        self.model, self.places = model, tuple(dict.fromkeys(places))
+        self.usable = isinstance(model.engine, Hooks) and model.standing is None
+        family = model.architecture
+        decoder = family is not None and family.wiring is not None and {"past_key_values", "use_cache"} <= model.accepts
+        # Whether a token reaches none before it: tried out on the first batch.
+        self.causal: bool | None = None if decoder and self._last_position else False
+
+    def stacks(self, widths: Tensor) -> Iterator[Tensor]:
+        """Variants by number, in their order, in stacks of which each makes one run.
+
+        Args:
+            widths: (variants,) columns that each of them changes, of which only the largest counts in a run.
+        """
+        # Eight times the batch: a stack is as wide as memory for a batch allows without gradients.
+        most, numbers = 8 * self.model.batch_size, float("inf")
+        size = getattr(getattr(self.model.module, "config", None), "hidden_size", None)
+        if isinstance(size, int) and self.model.device.type == "cpu":
+            numbers = _NUMBERS / size
+        start, known = 0, widths.tolist()
+        while start < len(known):
+            stop, widest = start, 0
+            while stop < len(known) and stop - start < most:
+                widest = max(widest, known[stop])
+                if stop > start and (stop - start + 1) * widest > numbers:
+                    break
+                stop += 1
+            # As many again as there are left, and not a full stack and a rest.
+            left = -(-(len(known) - start) // max(stop - start, 1))
+            stop = min(stop, start + -(-(len(known) - start) // left))
+            yield torch.arange(start, stop)
+            start = stop
+
+    def clean(self, batch: Batch) -> Clean:
+        """The clean run of a batch."""
+        if not self.usable:
+            return Clean(batch, self.model.logits(batch))
+        cache = self._cache() if self._causal(batch) else None
+        try:
+            with self.model.quiet(), recorded(self.model.module, self.places, len(batch)) as recording:
+                extra = {} if cache is None else {"past_key_values": cache}
+                logits = self.model.run(batch, extra=extra).logits
+        except CausalmadError:
+            self.usable = False  # the plain run says what is wrong, if it is not the recording
+            return self.clean(batch)
+        if logits is None:
+            raise RuntimeError("a run with its output has logits")
+        return Clean(batch, logits, recording.finished(self.places), () if cache is None else _keys(cache, batch))
+
+    def logits(self, clean: Clean, rows: Tensor, edit: EditBatch, column: int = 0) -> Tensor:
+        """(variants, classes) logits of some rows of a clean run's batch under an edit.
+
+        Args:
+            clean: the clean run.
+            rows: (variants,) rows of its batch, as often as wanted.
+            edit: from the batch of these rows to the edited one, and patches in the model; called again with the last
+                columns alone where no others are run.
+            column: of the padded rows, the first that a patch in the model changes.
+        """
+        if self.usable and clean.recording is not None:
+            try:
+                found = self._short(clean, clean.recording, rows, edit, column)
+            except CausalmadError as error:
+                if isinstance(error.__cause__, torch.OutOfMemoryError):
+                    raise
+                found = None
+            if found is not None:
+                return found
+            self.usable = False
+        stacked, patches = edit(clean.batch.take(rows.numpy()))
+        return self.model.logits(stacked, patches)
+
+    def _short(
+        self, clean: Clean, recording: Recording, rows: Tensor, edit: EditBatch, column: int
+    ) -> Tensor | None:
+        """The logits; None when the row without edits did not come out as it should."""
+        whole = clean.batch.take(rows.numpy())
+        edited, patches = edit(whole)
+        column = self._first(clean, whole, edited, patches, column)
+        if column:
+            edited, patches = edit(_cut(whole, column)) if patches else (_cut(edited, column), patches)
+        skipped = recording.before(patches)
+        index = torch.cat([rows, rows[:1]]).to(clean.batch.main.device)
+        width = clean.batch.main.shape[-1]
+        batch = _joined(edited, _cut(clean.batch.take(rows[:1].numpy()), column))
+        with self.model.quiet(), ExitStack() as stack:
+            stack.enter_context(replayed(self.model.module, skipped, index, column, width, self._chain(skipped)))
+            narrow = self._narrow(patches) if self._last_position and width - column > 1 else ()
+            stack.enter_context(narrowed(self.model.module, narrow))
+            if not (column or skipped or narrow):
+                return self.model.logits(edited, patches)
+            extra = self._past(clean, index, column, skipped) if column else {}
+            edits = {place: _but_last(patch) for place, patch in patches.items()}
+            logits = self.model.run(batch, edits=edits, extra=extra).logits
+        if logits is None or not _same(logits[-1], clean.logits[int(rows[0])], self.model.dtype):
+            return None
+        return logits[:-1]
+
+    def _first(
+        self, clean: Clean, whole: Batch, edited: Batch, patches: Mapping[Place, Patch], column: int
+    ) -> int:
+        """The first column of the padded rows that has to be run."""
+        if not clean.keys:
+            return 0
+        width = whole.main.shape[1]
+        if not patches:
+            changed = (whole.main != edited.main).any(0).nonzero()
+            return int(changed[0]) if len(changed) else width - 1
+        # Beyond the attention of the last block every position stands alone, and only the last one is read.
+        return width - 1 if all(map(self._beyond, patches)) else column
+
+    @property
+    def _last_position(self) -> bool:
+        """Whether logits come from the last column alone."""
+        return self.model.side == "left" and "logits_to_keep" in self.model.accepts
+
+    def _beyond(self, place: Place) -> bool:
+        family = self.model.architecture
+        if family is None:
+            return False
+        last = family.layers - 1
+        if place == Place(family.path(last, family.projection), "input") or place.path.startswith(
+            family.path(last, family.mlp)
+        ):
+            return True
+        return place.side == "output" and place.path in (
+            family.path(last),
+            family.path(last, family.attention),
+            family.path(last, family.projection),
+        )
+
+    def _narrow(self, patches: Mapping[Place, Patch]) -> tuple[str, ...]:
+        """Parts of the last block that need the last position alone: what reads behind its attention."""
+        family = self.model.architecture
+        if family is None or family.wiring is None:
+            return ()
+        block = family.path(family.layers - 1)
+        if any(f"{place.path}.".startswith(f"{block}.") for place in patches):
+            return ()
+        return (family.path(family.layers - 1, family.projection), family.path(family.layers - 1, family.mlp))
+
+    def _chain(self, skipped: Mapping[str, Any]) -> tuple[str, ...]:
+        """Skipped blocks whose output only the next skipped block reads."""
+        family = self.model.architecture
+        if family is None:
+            return ()
+        blocks = [family.path(layer) for layer in range(family.layers)]
+        return tuple(path for path, after in zip(blocks, blocks[1:], strict=False) if {path, after} <= skipped.keys())
+
+    def _causal(self, batch: Batch) -> bool:
+        """Whether another last token leaves all positions before it as they are."""
+        if self.causal is None:
+            self.causal = self._tried(batch)
+        return self.causal
+
+    def _tried(self, batch: Batch) -> bool:
+        if batch.mask is None or not bool(batch.mask[:, -1].all()):
+            return False
+        row = int(batch.mask.sum(-1).argmax())
+        two = batch.take(torch.tensor([row, row]).numpy())
+        tokens = two.main.clone()
+        others = batch.main[batch.mask]
+        others = others[others != tokens[0, -1]]
+        if not len(others) or tokens.shape[1] < 2:
+            return False
+        tokens[1, -1] = others[0]
+        family = self.model.architecture
+        if family is None:
+            return False
+        place = Place(family.path(family.layers - 1))
+        try:
+            value = self.model.run(two.with_main(tokens), read=[place], output=False).values[place]
+        except CausalmadError:
+            return False  # the plain run that follows says why
+        real = value[:, :-1][:, two.mask[0, :-1]] if two.mask is not None else value[:, :-1]
+        close = _CLOSE.get(value.dtype, _HALF) * real.abs().amax()
+        return bool((real[0] - real[1]).abs().amax() <= close) if real.shape[1] else False
+
+    def _cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
+    def _past(self, clean: Clean, index: Tensor, column: int, skipped: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys and values before the first column that is run, and the mask of all columns."""
+        cache, family = self._cache(), self.model.architecture
+        for layer, (keys, values) in enumerate(clean.keys):
+            cache.update(keys[:1, :, :1], values[:1, :, :1], layer)
+            known, idle = cache.layers[layer], family is not None and family.path(layer) in skipped
+            for name, value in (("keys", keys[:, :, :column]), ("values", values[:, :, :column])):
+                # A block that does not run only says how many columns there are.
+                setattr(known, name, value[:1].expand(len(index), -1, -1, -1) if idle else value[index])
+        mask = {"attention_mask": clean.batch.extra["attention_mask"][index]}
+        return {"past_key_values": cache, **(mask if "attention_mask" in clean.batch.extra else {})}
+
+
+def _keys(cache: Any, batch: Batch) -> tuple[tuple[Tensor, Tensor], ...]:
+    """What a cache holds of every layer; nothing where that is not one entry for each column."""
+    found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
+    shape = (len(batch), batch.main.shape[1])
+    for pair in found:
+        if not all(isinstance(x, Tensor) and x.ndim == 4 and (x.shape[0], x.shape[2]) == shape for x in pair):
+            return ()
+    return tuple((keys, values) for keys, values in found)  # type: ignore[misc]
+
+
+def _cut(batch: Batch, column: int) -> Batch:
+    """The batch without its first columns."""
+    if not column:
+        return batch
+    width = batch.main.shape[1]
+
+    def last(value: Tensor) -> Tensor:
+        return value[:, column:] if value.ndim >= 2 and value.shape[1] == width else value
+
+    fields = {name: last(value) for name, value in batch.fields.items()}
+    mask = None if batch.mask is None else batch.mask[:, column:]
+    return replace(batch, fields=fields, mask=mask, extra={name: last(value) for name, value in batch.extra.items()})
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
+    """The rows of two batches of one width."""
+    masks = None if first.mask is None or second.mask is None else torch.cat([first.mask, second.mask])
+    return replace(
+        first,
+        rows=np.concatenate([first.rows, second.rows]),
+        fields={name: torch.cat([value, second.fields[name]]) for name, value in first.fields.items()},
+        mask=masks,
+        extra={name: torch.cat([value, second.extra[name]]) for name, value in first.extra.items()},
+        columns={},
+        ids=(*first.ids, *second.ids),
+    )
+
+
+def _but_last(patch: Patch) -> Patch:
+    """A patch of all rows but the last."""
+
+    def edit(value: Tensor) -> Tensor:
+        return torch.cat([patch(value[:-1]), value[-1:]])
+
+    return edit
+
+
+def _same(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
+    gap = (found.double() - wanted.double()).abs().amax()
+    return bool(gap <= _CLOSE.get(dtype, _HALF) * wanted.double().abs().amax())
