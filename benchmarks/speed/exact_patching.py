@@ -74,7 +74,9 @@ def pyvene_loop(module: Any, kwargs: dict[str, Any], sources: dict[str, Any], pa
     return found
 
 
-def nnsight_loop(module: Any, kwargs: dict[str, Any], values: dict[int, torch.Tensor], pairs: list[tuple[int, int]]) -> Any:
+def nnsight_loop(
+    module: Any, kwargs: dict[str, Any], values: dict[int, torch.Tensor], pairs: list[tuple[int, int]]
+) -> Any:
     """A trace for every head."""
     import nnsight
 
@@ -159,7 +161,14 @@ def main() -> None:
             inverse[clock] = [a / mean(own) for a in loop]
         note = "one head of the loop timed in each round; ours over all layers"
         known = limit if given.size == "gpt2-small" else None
-        claim(f"{peer} loop over all {count} heads / ours ({given.size})", inverse, known, at_least=True, setting=setting, note=note)
+        claim(
+            f"{peer} loop over all {count} heads / ours ({given.size})",
+            inverse,
+            known,
+            at_least=True,
+            setting=setting,
+            note=note,
+        )
 
 
 def agree(ours: dict[str, torch.Tensor], plain: list[torch.Tensor], start: Any) -> None:

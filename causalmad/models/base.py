@@ -273,7 +273,8 @@ class OpenModel:
             return torch.tensor([batch.mask.shape[1] - 1], device=batch.mask.device)
         if not type(self.module).__module__.startswith("transformers."):
             return None  # a number of last positions is all that others need to know
-        return position_index(position, batch).unique()
+        columns: Tensor = position_index(position, batch).unique()
+        return columns
 
 
 def _ordinary(value: Any) -> Any:

@@ -82,9 +82,8 @@ class _Visit:
         self.early = not output
         result: Any = None
         with ExitStack() as stack, torch.set_grad_enabled(objective is not None):
-            parts = dict(self.module.named_modules())
             for place in dict.fromkeys([*self.read, *self.edits]):
-                stack.callback(self._hook(place, parts).remove)
+                stack.callback(self._hook(place).remove)
             try:
                 result = self.module(*args, **kwargs)
             except _Stop:
@@ -101,8 +100,11 @@ class _Visit:
     def overwritten(self) -> bool:
         return any(self.values[place]._version != version for place, version in self.versions.items())
 
-    def _hook(self, place: Place, parts: Mapping[str, nn.Module]) -> torch.utils.hooks.RemovableHandle:
-        part = part_at(place, parts)
+    def _hook(self, place: Place) -> torch.utils.hooks.RemovableHandle:
+        try:
+            part = self.module.get_submodule(place.path)
+        except AttributeError:
+            part = part_at(place, dict(self.module.named_modules()))
         if place.side == "output":
 
             def after(_: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -44,21 +44,30 @@ def quiet(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for lock in _locks(module):
             stack.enter_context(lock.inner)
-        training = [part for part in module.modules() if part.training]
-        wanted = [value for value in module.parameters() if value.requires_grad]
-        away = list(_offloaded(module))
-        buffers = list(_buffers(module))
-        rng, own, legacy = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+        parts = list(module.modules())
+        training = [part for part in parts if part.training]
+        own = {id(value): value for part in parts for value in part._parameters.values() if value is not None}
+        wanted = [value for value in own.values() if value.requires_grad]
+        away = list(_offloaded(parts))
+        buffers = list(_buffers(parts))
+        rng, plain, legacy = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        compiled = {part: part._compiled_call_impl for part in parts if part._compiled_call_impl is not None}
         try:
             _HELD[module] = threading.get_ident()
+            # Compiled code was made without our hooks, and need not ask whether there are any by now.
+            for part in compiled:
+                part._compiled_call_impl = None
             # `module.eval()` would call a user's override; the flag is all that eval mode is.
             for part in training:
                 part.training = False
             for value in wanted:
                 value.requires_grad_(False)
-            yield
+            with _eager(parts):
+                yield
         finally:
+            for part, call in compiled.items():
+                part._compiled_call_impl = call
             for part in training:
                 part.training = True
             for owner, name, value in away:
@@ -69,16 +78,16 @@ def quiet(module: nn.Module) -> Iterator[None]:
             for buffer in buffers:
                 buffer.restore()
             torch.set_rng_state(rng)
-            random.setstate(own)
+            random.setstate(plain)
             np.random.set_state(legacy)  # noqa: NPY002
             if cuda:
                 torch.cuda.set_rng_state_all(cuda)
             _HELD.pop(module, None)
 
 
-def _offloaded(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+def _offloaded(parts: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     """Parameters whose values are elsewhere: accelerate puts others in their place whenever a layer runs."""
-    for part in module.modules():
+    for part in parts:
         for name, value in part._parameters.items():
             if value is not None and value.is_meta:
                 yield part, name, value
@@ -96,6 +105,14 @@ def _locks(module: nn.Module) -> list[_Lock]:
         for part in parts:
             _LOCKS.setdefault(part, first)
         return found
+
+
+def _eager(parts: Iterable[nn.Module]) -> AbstractContextManager[Any]:
+    """Parts that torch.compile has wrapped run as they were written."""
+    if not any("_orig_mod" in part._modules for part in parts):
+        return nullcontext()
+    stance = getattr(torch.compiler, "set_stance", None)  # from torch 2.6 on
+    return nullcontext() if stance is None else stance("force_eager")
 
 
 @contextmanager
@@ -139,8 +156,8 @@ class _Buffer(NamedTuple):
                 self.value.copy_(self.before)
 
 
-def _buffers(module: nn.Module) -> Iterator[_Buffer]:
-    for part in module.modules():
+def _buffers(parts: Iterable[nn.Module]) -> Iterator[_Buffer]:
+    for part in parts:
         for name, value in part._buffers.items():
             if value is not None and not value.is_meta:
                 yield _Buffer(part, name, value, value.detach().clone(), _version(value))

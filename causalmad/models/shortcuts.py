@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -130,9 +131,7 @@ class Shortcuts:
         stacked, patches = edit(clean.batch.take(rows.numpy()))
         return self.model.logits(stacked, patches)
 
-    def _short(
-        self, clean: Clean, recording: Recording, rows: Tensor, edit: EditBatch, column: int
-    ) -> Tensor | None:
+    def _short(self, clean: Clean, recording: Recording, rows: Tensor, edit: EditBatch, column: int) -> Tensor | None:
         """The logits; None when the row without edits did not come out as it should."""
         whole = clean.batch.take(rows.numpy())
         edited, patches = edit(whole)
@@ -156,9 +155,7 @@ class Shortcuts:
             return None
         return logits[:-1]
 
-    def _first(
-        self, clean: Clean, whole: Batch, edited: Batch, patches: Mapping[Place, Patch], column: int
-    ) -> int:
+    def _first(self, clean: Clean, whole: Batch, edited: Batch, patches: Mapping[Place, Patch], column: int) -> int:
         """The first column of the padded rows that has to be run."""
         if not clean.keys:
             return 0
@@ -205,7 +202,7 @@ class Shortcuts:
         if family is None:
             return ()
         blocks = [family.path(layer) for layer in range(family.layers)]
-        return tuple(path for path, after in zip(blocks, blocks[1:], strict=False) if {path, after} <= skipped.keys())
+        return tuple(path for path, after in pairwise(blocks) if {path, after} <= skipped.keys())
 
     def _causal(self, batch: Batch) -> bool:
         """Whether another last token leaves all positions before it as they are."""

@@ -50,10 +50,16 @@ def _reduce(group: Group, values: Mapping[Place, Tensor], places: Sequence[Place
         return _masked(group, values[places[0]], batch)
     if group.name.startswith("neurons"):
         return _over_tokens(values[places[0]], batch)
+    # Every place is added up once, whatever the number of its units.
+    sums = {place: _over_tokens(value, batch) for place, value in values.items()}
     columns = []
     for site in group.sites:
-        part = site.at(None).take(values[site.place], batch)
-        columns.append(_over_tokens(part, batch).flatten(1).sum(-1))
+        total = sums[site.place]
+        if len(site.heads) == 1 and site.head_count and total.ndim == 2:
+            columns.append(total.unflatten(-1, (site.head_count, -1))[:, site.heads[0]].sum(-1))
+        else:
+            # A head's own axis, neurons and subspaces.
+            columns.append(_over_tokens(site.at(None).take(values[site.place], batch), batch).flatten(1).sum(-1))
     return torch.stack(columns, dim=1)
 
 
