@@ -62,7 +62,9 @@ def progress(quiet: bool) -> Iterator[Step]:
         def step(what: str, done: int, total: int) -> None:
             if what not in known:
                 # How fast and how long still is what a narrow terminal has to show.
-                known[what] = bars.add_task(what if len(what) <= room else f"{what[: room - 3]}...", total=None, pace="")
+                known[what] = bars.add_task(
+                    what if len(what) <= room else f"{what[: room - 3]}...", total=None, pace=""
+                )
             task = next(task for task in bars.tasks if task.id == known[what])
             if done < task.completed:  # another round over the same inputs
                 bars.reset(known[what])

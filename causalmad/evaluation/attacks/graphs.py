@@ -61,15 +61,16 @@ class GraphModel(OpenModel):
         target: Target | Readout | None = None,
         output: bool = True,
         position: int | str = -1,
+        extra: Mapping[str, Any] | None = None,
     ) -> Run:
         """What :meth:`causalmad.models.OpenModel.run` gives, with its graph."""
         own = {**self._soft(batch), **(edits or {})}
         if target is None:
-            logits, values = self._forward(batch, own, read, position)
+            logits, values = self._forward(batch, own, read, position, extra)
             return Run(logits, values)
         question = as_target(target)
         ruled = {place for rule in self.rules for place in _places(rule)}
-        logits, plain = self._forward(batch, own, [*read, *ruled], position)
+        logits, plain = self._forward(batch, own, [*read, *ruled], position, extra)
         values = {place: plain[place] for place in read}
         if not self.rules:
             return Run(logits, values, _slopes(question.bind(logits)(logits).sum(), values))
@@ -77,13 +78,19 @@ class GraphModel(OpenModel):
         # read, with factors of the plain run: so nothing about how the gradients change is lost.
         (slope,) = torch.autograd.grad(question.bind(logits)(logits).sum(), logits, create_graph=True)
         both = {**own, **_after(own, _linear(self.module, self.rules, plain))}
-        linear, seen = self._forward(batch, both, read, position)
+        linear, seen = self._forward(batch, both, read, position, extra)
         return Run(logits, values, _slopes((slope * linear).sum(), seen))
 
     def _forward(
-        self, batch: Batch, edits: Mapping[Place, Patch], read: Sequence[Place], position: int | str
+        self,
+        batch: Batch,
+        edits: Mapping[Place, Patch],
+        read: Sequence[Place],
+        position: int | str,
+        extra: Mapping[str, Any] | None,
     ) -> tuple[Tensor, dict[Place, Tensor]]:
-        args, kwargs = self._call(batch, position)
+        columns = self._columns(batch, position)
+        args, kwargs = self._call(batch, columns, extra or {})
         values: dict[Place, Tensor] = {}
         parts = dict(self.module.named_modules())
         wanted = set(read)
@@ -102,7 +109,7 @@ class GraphModel(OpenModel):
                 stack.callback(_hook(part_at(place, parts), place, visit).remove)
             result = self.module(*args, **kwargs)
             require_reached(list(read), values)
-            return read_logits(result, batch, position), values
+            return read_logits(result, batch, position, columns), values
 
     def _soft(self, batch: Batch) -> dict[Place, Patch]:
         if self.soft is None or self.tokens is None:
