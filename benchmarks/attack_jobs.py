@@ -132,7 +132,7 @@ def moved(task: str, seed: int, name: str, size: float, shared: bool) -> list[Re
     }
     memo, records = Memo(), []
     for other in (*DETECTORS, "with other donors"):
-        if other in ("sufficiency", "beatrix"):  # one needs heads, the other minutes
+        if other in ("sufficiency", "beatrix", "views-and-gram-harmonic"):  # one needs heads, the others minutes
             continue
         spec, fit_seed = (name, seed + 100) if other == "with other donors" else (other, seed)
         fitted = memo.of(detector(spec)).fit(data.model, data.trusted, seed=fit_seed)

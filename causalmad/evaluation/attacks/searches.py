@@ -63,12 +63,13 @@ class NumberSearch:
             seed: of the search.
         """
         start = values_of(inputs)
+        low, high = start.clamp(max=self.low), start.clamp(min=self.high)  # what lay outside may stay there
         may = torch.ones(start.shape[1:], dtype=torch.bool) if free is None else free.bool()
 
         def propose(now: Tensor, rng: np.random.Generator) -> Tensor:
             chosen = torch.from_numpy(rng.random(tuple(now.shape)) < 0.1) & may
             way = torch.from_numpy(rng.integers(-1, 2, tuple(now.shape))).to(now)
-            new = (start + self.size * way).clamp(self.low, self.high)
+            new = (start + self.size * way).clamp(low, high)
             return torch.where(chosen, new, now)
 
         return _search(score, model, inputs, propose, self.queries, seed)

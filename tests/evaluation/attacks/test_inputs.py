@@ -104,6 +104,18 @@ def test_gradients_promise_what_a_replacement_does_to_first_order():
     torch.testing.assert_close((excess[1] - excess[0]) / 1e-4, promised[:, 2, 5], rtol=0.02, atol=1e-3)
 
 
+@pytest.mark.parametrize("attack", [Perturbation(0.0, 2), NumberSearch(0.0, 2)])
+def test_numbers_outside_the_bounds_stay_where_they_were(attack):
+    made = toy("mlp", trusted=100)
+    made.model.eval()
+    fitted = detector("activations").fit(made.model, made.trusted)
+    if isinstance(attack, Perturbation):
+        found = attack.against(WhiteBox.of(fitted), made.fresh)
+    else:
+        found = attack.against(fitted.score, fitted.model, made.fresh)
+    torch.testing.assert_close(found.inputs.main, made.fresh.main)
+
+
 def test_tokens_are_no_numbers():
     made = toy("gpt2", trusted=100)
     made.model.eval()
