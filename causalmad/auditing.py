@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from causalmad.extraction.extract import rows_of
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
 from causalmad.models.batching import within_memory
+from causalmad.references import PerSite
 from causalmad.references.estimators import asks, require_untrusted
 from causalmad.splits import folds_of
 
@@ -94,8 +95,9 @@ def audit(
     is modelled: within a fold, a score at distance e above the median has the p-value ``2^-(1 + e/m)``, m the median
     distance of the scores above the median. That is an exponential tail, heavier than that of a squared distance on
     Gaussian columns; it is a model, and these p-values are no conformal ones. Scores up to the median have their rank.
-    Where positive scores have a heavier tail than that over all folds, as a harmonic mean of p-values does, their
-    logarithms are judged instead.
+    Where positive scores have a heavier tail than that over all folds, their logarithms are judged instead. A `PerSite`
+    that combines p-values, as ``recommended`` does, is audited with ``combine="mean"``: a rank cannot tell how far the
+    oddest lie.
     Benjamini and Hochberg's procedure at ``q`` names the inputs that are unlike the rest.
 
     Inputs of equal content share a fold, so that none is judged by its copy.
@@ -120,7 +122,7 @@ def audit(
         raise FitError(
             f"{distinct} distinct trusted inputs in {folds} folds", needed="at least 2 folds, and 4 inputs in each"
         )
-    scores, index = scores_by_fold(detector, opened, inputs, others, folds, seed)
+    scores, index = scores_by_fold(_without_ranks(detector), opened, inputs, others, folds, seed)
     p_values = np.empty(len(inputs))
     judged = np.log(scores) if heavy_tailed([scores[index == fold] for fold in range(folds)]) else scores
     for fold in range(folds):
@@ -149,6 +151,14 @@ def scores_by_fold(
         reference = fit_on(detector.reference, rows(kept), context, seed)
         scores[index == fold] = scores_of(reference, rows(inputs[np.flatnonzero(index == fold)]))
     return scores, index
+
+
+def _without_ranks(detector: Detector) -> Detector:
+    """The detector, with scores in place of p-values where a `PerSite` combines these."""
+    reference = detector.reference
+    if not isinstance(reference, PerSite) or reference.combine in ("mean", "max"):
+        return detector
+    return replace(detector, reference=replace(reference, combine="mean"))
 
 
 def heavy_tailed(parts: Sequence[Floats]) -> bool:

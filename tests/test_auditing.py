@@ -8,6 +8,7 @@ from causalmad import Detector, Inputs
 from causalmad.auditing import heavy_tailed, tail_p_values
 from causalmad.calibration.multiple import adjusted
 from causalmad.errors import FitError
+from causalmad.references import PerSite
 from causalmad.signatures import Activations, AttributionPatching
 from causalmad.testing.toys import toy
 
@@ -75,9 +76,18 @@ def test_a_heavy_tail_is_told_from_that_of_a_distance():
     assert not heavy_tailed([np.array([-1.0, 2.0, 300.0])])
 
 
-def test_the_combined_views_name_hardly_any_sound_input():
+def test_logarithms_of_a_heavy_tail_name_hardly_any_sound_input():
     """Judged as they are, they would name every seventeenth."""
     random = np.random.default_rng(1)
     scores = np.concatenate([harmonic(random, 180) for _ in range(40)])
     assert np.mean(adjusted(tail_p_values(scores), "bh") <= 0.1) > 0.03
     assert np.mean(adjusted(tail_p_values(np.log(scores)), "bh") <= 0.1) < 0.005
+
+
+def test_views_whose_p_values_are_combined_are_audited_by_their_scores():
+    ranked, plain = (
+        cm.audit(Detector(Activations(), PerSite(combine=combine)), MADE.model, MADE.trusted)
+        for combine in ("harmonic", "mean")
+    )
+    np.testing.assert_array_equal(ranked.scores, plain.scores)
+    assert (ranked.scores < 0).any()
