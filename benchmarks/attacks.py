@@ -4,7 +4,7 @@ Every job (an attack on a task and seed) adds its records to ``benchmarks/attack
 are there already are not run again. ``--tables`` writes the tables of ``docs/explanation/adversaries.md`` from the
 records that are there.
 
-    python benchmarks/attacks.py [--only PREFIX]
+    python benchmarks/attacks.py [--only PREFIX ...]
     python benchmarks/attacks.py --tables
 """
 
@@ -82,7 +82,6 @@ ATTACKS: dict[str, dict[str, TrainTime]] = {
     },
     "ambiguous-features": {"activations": TrainTime()},
 }
-CURVE = {f"views-harmonic, weight {weight:g}": weight for weight in (0.03, 0.1, 0.3, 3.0)}
 
 
 WHITE = ("activations", "activations-relative", "relevance-patching", "resampling-profile", "views-harmonic")
@@ -123,10 +122,6 @@ def jobs() -> Iterator[Job]:
         yield from _training_jobs(seed)
         yield from _threshold_jobs(seed)
         yield from _input_jobs(seed)
-    for seed in (0, 1):
-        for name, weight in CURVE.items():
-            spec = TrainTime(("views-harmonic",), steps=1000, weight=weight)
-            yield f"curve/{FLAT}/{name}/{seed}", partial(trained, FLAT, seed, name, spec)
 
 
 def _hidden_jobs(seed: int, tasks: Iterable[str]) -> Iterator[Job]:
@@ -185,7 +180,7 @@ def read(path: Path) -> dict[str, Any]:
 def main() -> None:
     """Run what is missing, or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="jobs whose name starts so")
+    parser.add_argument("--only", nargs="*", default=[""], help="jobs whose names start so, in this order")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--tables", action="store_true")
     given = parser.parse_args()
@@ -195,9 +190,7 @@ def main() -> None:
         write_tables(read(given.out))
         return
     torch.set_num_threads(1)
-    for name, run in jobs():
-        if not name.startswith(given.only):
-            continue
+    for name, run in (job for start in given.only for job in jobs() if job[0].startswith(start)):
         before = read(given.out)["jobs"].get(name, [])
         missing = lacking(name, before)
         if before and not missing:
@@ -216,7 +209,7 @@ def main() -> None:
 
 def lacking(job: str, records: Sequence[Record]) -> list[str]:
     """Detectors that were added since a job was run, where it measures all of them."""
-    if not records or "failed" in records[0] or job.split("/")[0] not in ("hidden", "plain", "train", "curve"):
+    if not records or "failed" in records[0] or job.split("/")[0] not in ("hidden", "plain", "train"):
         return []
     return [name for name in DETECTORS if name not in {record["detector"] for record in records}]
 
