@@ -27,7 +27,8 @@ from typing import Any
 
 OUT = Path("benchmarks") / "faults.json"
 # Shares of all mutations and of all kills.
-MUTATIONS = {"detector": 0.4, "shard": 0.06, "log": 0.06, "flags": 0.06, "trained model": 0.08, "monitor": 0.1}
+MUTATIONS = {"shard": 0.06, "log": 0.05, "flags": 0.05, "trained model": 0.08, "monitor": 0.1}
+DETECTORS = 0.4
 KILLS = {"bench, two processes": 0.01, "bench": 0.09, "fit and save": 0.16}
 SEED = 20_000
 
@@ -37,13 +38,14 @@ def mutations(name: str, count: int) -> dict[str, Any]:
     from tests.faults import detectors, plain
     from tests.faults.watch import judge
 
-    kinds, outcomes, faults = detectors.names(), collections.Counter[str](), []
+    outcomes, faults = collections.Counter[str](), []
     detail: dict[str, collections.Counter[str]] = {}
     for number in range(count):
         draw = random.Random(SEED + number)
         with TemporaryDirectory() as folder:
-            if name == "detector":
-                how, use = detectors.attempt(kinds[number % len(kinds)], draw, Path(folder))
+            kind, _, which = name.partition(" ")
+            if kind == "detector":
+                how, use = detectors.attempt(which, draw, Path(folder))
             else:
                 how, use = plain.TARGETS[name](draw, Path(folder))
             found = judge(use, Path(folder))
@@ -87,24 +89,25 @@ def cases(each: Iterable[Callable[[], Any]]) -> dict[str, Any]:
 
 def kinds(mutation_count: int, kill_count: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """Every kind by its name."""
-    from tests.faults import data, models, plain, surroundings
+    from tests.faults import data, detectors, models, plain, surroundings
     from tests.faults.kills import VICTIMS
 
     found: dict[str, Callable[[], dict[str, Any]]] = {
-        "models": partial(cases, models.CASES),
-        "data": partial(cases, data.FULL),
         "surroundings": partial(cases, surroundings.CASES),
+        "models": partial(cases, models.CASES),
     }
-    shared = (kill_count, KILLS, list(VICTIMS)), (mutation_count, MUTATIONS, ["detector", *plain.TARGETS])
+    saved = [f"detector {name}" for name in detectors.names()]
+    shares = {**MUTATIONS, **{name: DETECTORS / len(saved) for name in saved}}
+    shared = (mutation_count, shares, [*saved, *plain.TARGETS]), (kill_count, KILLS, list(VICTIMS))
     for count, shares, names in shared:
         rest = [name for name in names if name not in shares]
         left = count - sum(round(count * share) for share in shares.values())
         counts = {name: round(count * share) for name, share in shares.items()}
         counts |= {name: left // len(rest) + (place < left % len(rest)) for place, name in enumerate(rest)}
-        run = kills if names is shared[0][2] else mutations
+        run = kills if names is shared[1][2] else mutations
         prefix = "kills" if run is kills else "mutations"
         found |= {f"{prefix}/{name}": partial(run, name, counts[name]) for name in names}
-    return found
+    return {**found, "data": partial(cases, data.FULL)}
 
 
 def page(data: dict[str, Any]) -> str:

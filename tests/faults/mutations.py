@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -95,7 +96,7 @@ def damage_json(content: Any, draw: random.Random) -> Any:
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         places = list(_places(content))
         if not places:
-            return draw.choice(VALUES)
+            return _value(draw)
         owner, key = draw.choice(places)
         _DAMAGES[draw.choice(list(_DAMAGES))](owner, key, draw)
     return content
@@ -112,12 +113,17 @@ def _places(value: Any) -> Any:
         yield from _places(inner)
 
 
+def _value(draw: random.Random) -> Any:
+    """A value of its own: what is damaged next must not change the list."""
+    return copy.deepcopy(draw.choice(VALUES))
+
+
 def _remove(owner: Any, key: Any, draw: random.Random) -> None:
     del owner[key]
 
 
 def _replace(owner: Any, key: Any, draw: random.Random) -> None:
-    owner[key] = draw.choice(VALUES)
+    owner[key] = _value(draw)
 
 
 def _nudge(owner: Any, key: Any, draw: random.Random) -> None:
