@@ -203,7 +203,7 @@ class OpenModel:
         # Tensors of an enclosing inference mode can be neither differentiated nor watched for in-place changes.
         with self.quiet(), torch.inference_mode(False):
             columns = self._columns(batch, position) if output or target is not None else None
-            args, kwargs = self._call(batch, columns, extra or {})
+            args, kwargs = self._call(batch, position, columns, extra or {})
             standing = {} if self.standing is None else self.standing(batch)
             try:
                 with contiguous(self.module if columns is not None else None):
@@ -249,17 +249,19 @@ class OpenModel:
         return parameter_digests(self.module)
 
     def _call(
-        self, batch: Batch, columns: Tensor | None, extra: Mapping[str, Any]
+        self, batch: Batch, position: int | str, columns: Tensor | None = None, extra: Mapping[str, Any] | None = None
     ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         args, named = batch.call
-        kwargs: dict[str, Any] = {**named, **extra}
+        kwargs: dict[str, Any] = {**named, **(extra or {})}
         if self.positional and "input_ids" in kwargs:
             args = (kwargs.pop("input_ids"), *args)
         if "use_cache" in self.accepts:
             kwargs["use_cache"] = "past_key_values" in kwargs  # otherwise one would be filled for nothing
-        if columns is not None:
-            last = len(columns) == 1 and int(columns[0]) == batch.main.shape[1] - 1
-            kwargs["logits_to_keep"] = 1 if last else columns
+        keeps = batch.mask is not None and "logits_to_keep" in self.accepts
+        if keeps and position == -1 and self.side == "left":
+            kwargs["logits_to_keep"] = 1  # the vocabulary is the largest matrix; only one position is read
+        elif columns is not None:
+            kwargs["logits_to_keep"] = columns
         return args, kwargs
 
     def _columns(self, batch: Batch, position: int | str) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -89,7 +90,6 @@ def recorded(module: nn.Module, places: Iterable[Place], count: int) -> Iterator
     recording = Recording(kept, count)
 
     def noting(path: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(run)
         def forward(*args: Any, **kwargs: Any) -> Any:
             recording.enter(path)
             result = run(*args, **kwargs)
@@ -137,9 +137,10 @@ def replayed(
 @contextmanager
 def narrowed(module: nn.Module, paths: Iterable[str]) -> Iterator[None]:
     """Parts read the last position alone; what is added to their output carries its values to all others."""
+    thread = threading.get_ident()
 
     def last(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args and isinstance(args[0], Tensor) and args[0].ndim == 3:
+        if threading.get_ident() == thread and args and isinstance(args[0], Tensor) and args[0].ndim == 3:
             return (args[0][:, -1:], *args[1:]), kwargs
         return None
 
@@ -155,11 +156,23 @@ def narrowed(module: nn.Module, paths: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def _instead(forwards: Mapping[str, Callable[..., Any]], parts: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Other functions in place of the ``forward`` of some parts; what an instance had of its own is put back."""
+    """Other functions in place of the ``forward`` of some parts; what an instance had of its own is put back.
+
+    Another thread that calls the model meanwhile gets what the parts themselves give.
+    """
     before = [(parts[path], dict(parts[path].__dict__)) for path in forwards]
+    thread = threading.get_ident()
+
+    def here(forward: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(own)
+        def either(*args: Any, **kwargs: Any) -> Any:
+            return (forward if threading.get_ident() == thread else own)(*args, **kwargs)
+
+        return either
+
     try:
         for path, forward in forwards.items():
-            parts[path].__dict__["forward"] = forward
+            parts[path].__dict__["forward"] = here(forward, parts[path].forward)
         yield
     finally:
         for part, own in before:

@@ -15,6 +15,7 @@ from torch import Tensor
 from causalmad.errors import CausalmadError
 from causalmad.inputs import Batch
 from causalmad.models.base import OpenModel
+from causalmad.models.batching import out_of_memory
 from causalmad.models.hooks import Hooks
 from causalmad.models.recording import Recording, narrowed, recorded, replayed
 from causalmad.sites import Place
@@ -61,7 +62,8 @@ class Shortcuts:
 
     def __init__(self, model: OpenModel, places: Iterable[Place] = ()) -> None:
         self.model, self.places = model, tuple(dict.fromkeys(places))
-        self.usable = isinstance(model.engine, Hooks) and model.standing is None
+        # A view of another kind may want a graph through every run.
+        self.usable = type(model) is OpenModel and isinstance(model.engine, Hooks) and model.standing is None
         family = model.architecture
         decoder = family is not None and family.wiring is not None and {"past_key_values", "use_cache"} <= model.accepts
         # Whether a token reaches none before it: tried out on the first batch.
@@ -101,7 +103,9 @@ class Shortcuts:
             with self.model.quiet(), recorded(self.model.module, self.places, len(batch)) as recording:
                 extra = {} if cache is None else {"past_key_values": cache}
                 logits = self.model.run(batch, extra=extra).logits
-        except CausalmadError:
+        except CausalmadError as error:
+            if out_of_memory(error):
+                raise
             self.usable = False  # the plain run says what is wrong, if it is not the recording
             return self.clean(batch)
         if logits is None:
@@ -122,7 +126,7 @@ class Shortcuts:
             try:
                 found = self._short(clean, clean.recording, rows, edit, column)
             except CausalmadError as error:
-                if isinstance(error.__cause__, torch.OutOfMemoryError):
+                if out_of_memory(error):
                     raise
                 found = None
             if found is not None:

@@ -224,13 +224,12 @@ def _step(
     for value in values:
         value.grad = torch.zeros_like(value)
     for batch in model.batches(inputs):
-        columns = model._columns(batch, -1)
-        args, kwargs = model._call(batch, columns, {})
+        args, kwargs = model._call(batch, -1)
         try:
             result = model.module(*args, **kwargs)
         except Exception as error:
             raise ModelError(f"{model.name} raised {type(error).__name__} with gradients on: {error}") from error
-        logits = read_logits(result, batch, -1, columns)
+        logits = read_logits(result, batch, -1)
         wanted = answers[torch.as_tensor(batch.rows)].to(logits.device)
         loss = cross_entropy(logits, wanted, reduction="sum") / len(inputs)
         if not loss.requires_grad:

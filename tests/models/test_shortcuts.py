@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from causalmad import Inputs, open_model
-from causalmad.models.recording import recorded, replayed
+from causalmad.models.recording import narrowed, recorded, replayed
 from causalmad.models.shortcuts import Shortcuts
 from causalmad.sites import Place
 
@@ -205,6 +206,31 @@ def test_nothing_is_left_behind(failing: bool, model_of: Models, prompts: Any) -
     except ValueError:
         pass
     assert state(module) == before and module.transformer.h[0].forward is own
+
+
+def test_another_thread_sees_the_model_as_it_is(model_of: Models, prompts: Any) -> None:
+    module = deepcopy(model_of("gpt2")).eval()
+    model = open_model(module)
+    batch = next(model.batches(model.inputs(prompts)))
+    places = [Place("transformer.h.1.mlp")]
+    with torch.no_grad(), recorded(module, places, len(batch)) as recording:
+        wanted = module(**batch.call[1]).logits
+    outputs = recording.finished(places).before(places)
+    found: list[Tensor] = []
+
+    def call() -> None:
+        with torch.no_grad():
+            found.append(module(**batch.call[1]).logits)
+
+    zeros = {path: output * 0 if isinstance(output, Tensor) else output for path, output in outputs.items()}
+    with (
+        replayed(module, zeros, torch.arange(len(batch)), 0, batch.main.shape[1], ()),
+        narrowed(module, [places[0].path]),
+    ):
+        other = threading.Thread(target=call)
+        other.start()
+        other.join()
+    assert torch.equal(found[0], wanted)
 
 
 def test_outputs_that_are_overwritten_or_given_twice_are_not_kept() -> None:

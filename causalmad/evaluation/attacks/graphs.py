@@ -63,7 +63,9 @@ class GraphModel(OpenModel):
         position: int | str = -1,
         extra: Mapping[str, Any] | None = None,
     ) -> Run:
-        """What :meth:`causalmad.models.OpenModel.run` gives, with its graph."""
+        """What :meth:`causalmad.models.OpenModel.run` gives, with its graph; ``extra`` arguments are not taken."""
+        if extra:
+            raise ValueError(f"extra arguments {sorted(extra)} of a run that keeps its graph")
         own = {**self._soft(batch), **(edits or {})}
         if target is None:
             logits, values = self._forward(batch, own, read, position, extra)
