@@ -75,17 +75,18 @@ DETECTORS: Mapping[str, str] = MappingProxyType(
 )
 
 
-RECOMMENDED = "views-harmonic"
+RECOMMENDED = "views-and-gram-fisher"
 
 
 def recommended(model: Any = None) -> Detector:
     """The detector to start with, for any model and inputs.
 
-    Three views of every input, each scored by its Mahalanobis distance among trusted inputs: what the model holds
-    (activations), what its answer is attributed to (relevance patching), and what the answer depends on (resampling
-    profile). Their p-values are combined by the harmonic mean, which is led by the view that finds the input oddest. It
-    is what the tasks of the core suite choose from :data:`CANDIDATES` by their worst one; ``benchmarks/leaderboard.md``
-    has it beside all others, judged on each task by a choice made without that task.
+    Four views of every input, each scored by its Mahalanobis distance among trusted inputs: what the model holds
+    (activations), what its answer is attributed to (relevance patching), what the answer depends on (resampling
+    profile), and how activations go together, class by class (Gram deviation). Their p-values are combined by Fisher's
+    method: an input is odd where one view finds it very odd, or several a little. It is what the tasks of the core
+    suite choose from :data:`CANDIDATES` by their worst one; ``benchmarks/leaderboard.md`` has it beside all others,
+    judged on each task by a choice made without that task.
 
     Its activations make it flag normal inputs that are merely new. Where such are to be expected, the candidate without
     them (``relevance-and-profile``) flags fewer.
@@ -97,7 +98,7 @@ def recommended(model: Any = None) -> Detector:
         ModelError: when the model cannot be opened.
 
     References:
-        Wilson 2019, PNAS 116 (harmonic mean of p-values). The three parts name their own.
+        Fisher 1932, Statistical methods for research workers. The four parts name their own.
     """
     if model is not None:
         from causalmad.models import open_model

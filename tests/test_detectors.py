@@ -34,7 +34,7 @@ def test_the_recommended_detector_runs_on_every_kind_of_model(name):
     found = fitted.detect(made.fresh, alpha=0.05)
     assert np.isfinite(found.scores).all() and ((0 < found.p_values) & (found.p_values <= 1)).all()
     parts = {column.block.partition(": ")[0] for column in fitted.signature.columns}
-    assert parts == {"activations", "relevance-patching", "resampling-profile"}
+    assert parts == {"activations", "relevance-patching", "resampling-profile", "gram-deviation"}
     assert sum(part.amount for part in found.explain(0).contributions) == pytest.approx(found.scores[0], abs=1e-4)
 
 
