@@ -68,11 +68,11 @@ class GraphModel(OpenModel):
             raise ValueError(f"extra arguments {sorted(extra)} of a run that keeps its graph")
         own = {**self._soft(batch), **(edits or {})}
         if target is None:
-            logits, values = self._forward(batch, own, read, position, extra)
+            logits, values = self._forward(batch, own, read, position)
             return Run(logits, values)
         question = as_target(target)
         ruled = {place for rule in self.rules for place in _places(rule)}
-        logits, plain = self._forward(batch, own, [*read, *ruled], position, extra)
+        logits, plain = self._forward(batch, own, [*read, *ruled], position)
         values = {place: plain[place] for place in read}
         if not self.rules:
             return Run(logits, values, _slopes(question.bind(logits)(logits).sum(), values))
@@ -80,7 +80,7 @@ class GraphModel(OpenModel):
         # read, with factors of the plain run: so nothing about how the gradients change is lost.
         (slope,) = torch.autograd.grad(question.bind(logits)(logits).sum(), logits, create_graph=True)
         both = {**own, **_after(own, _linear(self.module, self.rules, plain))}
-        linear, seen = self._forward(batch, both, read, position, extra)
+        linear, seen = self._forward(batch, both, read, position)
         return Run(logits, values, _slopes((slope * linear).sum(), seen))
 
     def _forward(
@@ -89,10 +89,9 @@ class GraphModel(OpenModel):
         edits: Mapping[Place, Patch],
         read: Sequence[Place],
         position: int | str,
-        extra: Mapping[str, Any] | None,
     ) -> tuple[Tensor, dict[Place, Tensor]]:
         columns = self._columns(batch, position)
-        args, kwargs = self._call(batch, columns, extra or {})
+        args, kwargs = self._call(batch, position, columns)
         values: dict[Place, Tensor] = {}
         parts = dict(self.module.named_modules())
         wanted = set(read)
