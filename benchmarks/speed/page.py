@@ -39,8 +39,8 @@ def page(data: dict[str, Any]) -> str:
     """The page in markdown."""
     machine = data["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    words = {**machine, "versions": versions, "shared": machine["shared"].capitalize()}
-    lines = ["# Speed, measured", "", INTRODUCTION.format(**words).replace(". Other", "; other"), ""]
+    words = {**machine, "versions": versions}
+    lines = ["# Speed, measured", "", INTRODUCTION.format(**words), ""]
     settings = list(dict.fromkeys(claim["setting"] for claim in data["claims"]))
     for setting in settings:
         lines += [f"## {setting[:1].upper()}{setting[1:]}" if setting else "## Others", "", *_table(data, setting), ""]

@@ -52,8 +52,8 @@ class Shortcuts:
 
     Three things are looked up in the clean run: what parts gave that were done before the first edited place; under a
     causal mask the keys and values of positions before the first edited one; and in the last block nothing but the last
-    position goes on, where the logits are read. Every such run carries one row without edits. When it does not come out
-    as in the clean run, or the model raises, everything is computed again, from then on.
+    position goes on, where the logits are read. The first such run at every place carries one row without edits. When
+    it does not come out as in the clean run, or a model raises, everything is computed again, from then on.
 
     Args:
         model: the opened model; plain runs are all there is for the nnsight engine, and under standing edits.
@@ -66,6 +66,7 @@ class Shortcuts:
         self.usable = type(model) is OpenModel and isinstance(model.engine, Hooks) and model.standing is None
         family = model.architecture
         decoder = family is not None and family.wiring is not None and {"past_key_values", "use_cache"} <= model.accepts
+        self.tried: set[tuple[frozenset[Place], bool, bool]] = set()  # what came out as it should
         # Whether a token reaches none before it: tried out on the first batch.
         self.causal: bool | None = None if decoder and self._last_position else False
 
@@ -143,20 +144,25 @@ class Shortcuts:
         if column:
             edited, patches = edit(_cut(whole, column)) if patches else (_cut(edited, column), patches)
         skipped = recording.before(patches)
-        index = torch.cat([rows, rows[:1]]).to(clean.batch.main.device)
         width = clean.batch.main.shape[-1]
-        batch = _joined(edited, _cut(clean.batch.take(rows[:1].numpy()), column))
+        narrow = self._narrow(patches) if self._last_position and width - column > 1 else ()
+        if not (column or skipped or narrow):
+            return self.model.logits(edited, patches)
+        kind = (frozenset(patches), bool(column), bool(narrow))
+        trial = kind not in self.tried
+        index = torch.cat([rows, rows[: int(trial)]]).to(clean.batch.main.device)
+        batch = _joined(edited, _cut(clean.batch.take(rows[:1].numpy()), column)) if trial else edited
         with self.model.quiet(), ExitStack() as stack:
             stack.enter_context(replayed(self.model.module, skipped, index, column, width, self._chain(skipped)))
-            narrow = self._narrow(patches) if self._last_position and width - column > 1 else ()
             stack.enter_context(narrowed(self.model.module, narrow))
-            if not (column or skipped or narrow):
-                return self.model.logits(edited, patches)
             extra = self._past(clean, index, column, skipped) if column else {}
-            edits = {place: _but_last(patch) for place, patch in patches.items()}
+            edits = {place: _but_last(patch) for place, patch in patches.items()} if trial else patches
             logits = self.model.run(batch, edits=edits, extra=extra).logits
-        if logits is None or not _same(logits[-1], clean.logits[int(rows[0])], self.model.dtype):
+        if logits is None or not trial:
+            return logits
+        if not _same(logits[-1], clean.logits[int(rows[0])], self.model.dtype):
             return None
+        self.tried.add(kind)
         return logits[:-1]
 
     def _first(self, clean: Clean, whole: Batch, edited: Batch, patches: Mapping[Place, Patch], column: int) -> int:

@@ -25,7 +25,7 @@ from causalmad.targets import Target, require_alike
 Unit: TypeAlias = tuple[Group, int]
 
 _ROUNDINGS = 16  # logits that differ by at most this many roundings (of the largest) are the same logits
-_ROWS = 32  # variants compared at a time: a vocabulary in double precision should stay near the processor
+_NUMBERS = 2**18  # logits compared at a time: in double precision they should stay near the processor
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Resampler:
         """(variants,) divergence and change of the target of some rows of a batch under an edit."""
         found = self.shortcuts.logits(start.clean, rows, edit, column)
         kl, change = [], []
-        for part in torch.arange(len(rows)).split(_ROWS):
+        for part in torch.arange(len(rows)).split(max(1, _NUMBERS // found.shape[-1])):
             own = rows[part].to(found.device)
             clean = start.logits[own]
             logits = settled(found[part.to(found.device)], clean)
@@ -227,10 +227,11 @@ def shifted(shares: Tensor, shift: Tensor) -> Tensor:
         shift: (variants, classes) what the logits change by.
     """
     # log E[exp d] - E[d], taken around the mean: neither the logarithms nor their difference is ever rounded away.
-    around = shift - (shares * shift).sum(-1, keepdim=True)
-    near = torch.log1p((shares * (torch.expm1(around) - around)).sum(-1))
-    if bool((around.amax(-1) > 500).any()):
-        near = torch.where(around.amax(-1) > 500, (shares.log() + around).logsumexp(-1), near)
+    around = shift - torch.linalg.vecdot(shares, shift)[:, None]
+    near = torch.log1p(torch.linalg.vecdot(shares, torch.expm1(around) - around))
+    far = around.amax(-1) > 500  # beyond what an exponential holds
+    if bool(far.any()):
+        near = torch.where(far, (shares.log() + around).logsumexp(-1), near)
     return near.clamp(min=0)
 
 
