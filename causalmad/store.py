@@ -124,6 +124,7 @@ def _rebuild(
         opened = open_model(model, side=content["model"]["side"], batch_size="auto" if size == "auto" else int(size))
     tensors = from_bytes(files[_TENSORS])
     _require_bounded(content)
+    _require_known(content["provenance"])
     spec = Detector(
         from_config("signatures", content["signature"], _part(tensors, "options"), hypothesis),
         from_config("references", content["reference"]),
@@ -151,6 +152,20 @@ def _rebuild(
         context=context,
         origin=str(path),
     )
+
+
+def _require_known(provenance: Any) -> None:
+    """A provenance is what a fit writes down: whoever shows or extends it relies on that.
+
+    Raises:
+        StoreError: when it is not.
+    """
+    known = provenance if isinstance(provenance, dict) else {}
+    ids = known.get("ids")
+    parts = ("signature", "reference", "calibration")
+    listed = isinstance(ids, dict) and set(parts) <= set(ids) and all(isinstance(ids[name], list) for name in parts)
+    if not listed or not isinstance(known.get("seed"), int) or not isinstance(known.get("versions"), dict):
+        raise StoreError(f"a provenance of {str(provenance)[:60]!r}", needed="the ids of each part, a seed, versions")
 
 
 def _require_bounded(content: Mapping[str, Any]) -> None:

@@ -70,6 +70,14 @@ def test_trusted_signatures_that_do_not_fit_are_refused(saved: Path) -> None:
             FittedDetector.load(saved, MADE.model)
 
 
+def test_a_provenance_that_no_fit_writes_is_refused(saved: Path) -> None:
+    known = json.loads((saved / JSON).read_bytes())["provenance"]
+    for changed in (3, {}, {**known, "ids": []}, {**known, "seed": "x"}, {**known, "versions": None}):
+        forge(saved, provenance=changed)
+        with pytest.raises(StoreError, match="provenance"):
+            FittedDetector.load(saved, MADE.model)
+
+
 def test_what_fails_later_in_a_loaded_detector_is_blamed_on_its_file(saved: Path) -> None:
     content = json.loads((saved / JSON).read_bytes())
     content["signature_data"]["sites"] = content["signature_data"]["sites"][:1]
