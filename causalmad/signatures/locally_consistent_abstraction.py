@@ -246,7 +246,7 @@ def _train(
     white = [(value - mean) @ basis for value, (mean, basis) in zip(values, bases)]
     sizes = [min(part.shape[1], spec.size) for part in white]
     usual = logs.exp().mean(0).clamp(min=1e-30).log()
-    scale = max(float(divergence(logs, usual).mean()), 1e-6)  # of the best constant prediction
+    scale = max(float(divergence(logs, usual.expand_as(logs)).mean()), 1e-6)  # of the best constant prediction
     with torch.inference_mode(False), torch.enable_grad():
         # They start as the leading principal components, and the steps as what predicts a constant.
         free = [torch.eye(part.shape[1], size, dtype=torch.float64) for part, size in zip(white, sizes)]

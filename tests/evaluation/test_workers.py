@@ -12,7 +12,7 @@ import pytest
 from causalmad.evaluation.workers import workers
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from causalmad.evaluation.workers import workers
 
@@ -21,6 +21,7 @@ def work(path):
     time.sleep(600)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever runs the tests may have turned off
     with workers(2) as pool:
         for future in [pool.submit(work, sys.argv[1] + name) for name in "ab"]:
             future.result()
@@ -57,7 +58,10 @@ def test_they_end_with_their_program(tmp_path, number):
         until(lambda: all(each.exists() and each.read_text() for each in pids))
         # Ctrl-C in a terminal goes to all of them; other signals to the program alone.
         (os.killpg if number == signal.SIGINT else os.kill)(program.pid, number)
-        out, said = program.communicate(timeout=60)  # pipes close when the last one has ended
+        try:
+            out, said = program.communicate(timeout=60)  # pipes close when the last one has ended
+        finally:
+            program.kill()  # a test that fails ends too
     until(lambda: not any(alive(int(each.read_text())) for each in pids))
     assert out == "" and program.returncode != 0
     assert said.count("Traceback") == (1 if number == signal.SIGINT else 0)  # the program's own, which it may catch
