@@ -97,4 +97,5 @@ def _checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Flags, Float
             f"{int(flags.sum())} of {len(flags)} inputs are anomalous",
             needed="normal and anomalous inputs, at least one each",
         )
-    return flags, found
+    # Infinite scores (a density of zero) rank like any other, but scikit-learn refuses them; only ranks count here.
+    return flags, found if np.isfinite(found).all() else np.unique(found, return_inverse=True)[1].astype(np.float64)

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import causalmad.evaluation.bench as bench_module
 from causalmad import Detector, FittedDetector, Inputs, Monitor
 from causalmad.cli.files import write_lines
 from causalmad.errors import CausalmadError, HypothesisError, InputsError, ModelError, SiteError, StoreError, TaskError
+from causalmad.evaluation import metrics
 from causalmad.evaluation.bench import bench
 from causalmad.evaluation.logs import Log, place
 from causalmad.evaluation.suites import Suite
@@ -174,6 +176,13 @@ def test_a_forged_log_is_refused(tmp_path: Path, change: dict[str, Any]) -> None
     path.write_bytes(_sealed({**json.loads(path.read_bytes()), **change}))
     with pytest.raises(StoreError, match="is no log"):
         Log.read(path)
+
+
+def test_infinite_scores_rank_like_any_other() -> None:
+    labels, scores = np.array([0, 1, 0, 1, 1, 0]), np.array([0.1, np.inf, 0.5, 0.4, np.inf, -np.inf])
+    finite = np.nan_to_num(scores, posinf=99.0, neginf=-99.0)
+    for measure in (metrics.auroc, metrics.average_precision, partial(metrics.tpr_at_fpr, fpr=0.4)):
+        assert measure(labels, scores) == measure(labels, finite)
 
 
 def test_a_log_stays_in_its_folder(tmp_path: Path) -> None:
