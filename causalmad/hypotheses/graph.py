@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -321,7 +322,7 @@ def _node_problems(graph: nx.DiGraph, node: Any, data: Mapping[str, Any]) -> lis
     if not _is_place(data.get("at")):
         problems.append("at= is missing: a site such as 'transformer.h.5.attn#head=3@-1', or a list of them")
     tolerance = data.get("tolerance", 1.0)
-    if not isinstance(tolerance, (int, float)) or not tolerance > 0:
+    if not isinstance(tolerance, (int, float)) or not 0 < tolerance <= sys.float_info.max:
         problems.append(f"tolerance={tolerance!r} is no positive number")
     if OUTPUT in graph and not nx.has_path(graph, node, OUTPUT):
         problems.append("unreachable: no path leads from it to the output")

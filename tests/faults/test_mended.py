@@ -203,6 +203,15 @@ def test_a_dense_graph_of_cycles_is_refused_at_once() -> None:
         cm.Hypothesis(graph)
 
 
+@pytest.mark.parametrize("tolerance", [10**400, float("inf"), float("nan"), 0, "x"])
+def test_a_tolerance_that_is_no_number_is_refused(tolerance: Any) -> None:
+    graph = nx.DiGraph()
+    graph.add_node("a", at="1", tolerance=tolerance)
+    graph.add_edge("a", cm.OUTPUT)
+    with pytest.raises(HypothesisError, match="no positive number"):
+        cm.Hypothesis(graph)
+
+
 @pytest.mark.parametrize(
     "change",
     [
