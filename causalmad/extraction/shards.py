@@ -82,7 +82,7 @@ def check_shard(path: Path, width: int) -> Keys:
         raise DamagedShardError(f"{type(error).__name__}: {error}") from error
     if (keys.dtype, values.dtype) != (np.dtype(np.uint8), np.dtype(np.float32)):
         raise DamagedShardError(f"it holds {keys.dtype} and {values.dtype}")
-    if keys.shape != (len(values), WIDTH) or values.shape[1:] != (width,):
+    if values.ndim != 2 or keys.shape != (len(values), WIDTH) or values.shape[1:] != (width,):
         raise DamagedShardError(f"it has shapes {keys.shape} and {values.shape}, not (m, {WIDTH}) and (m, {width})")
     return np.array(keys)
 

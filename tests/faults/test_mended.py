@@ -18,6 +18,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save as to_bytes
 from sklearn.ensemble import IsolationForest
 from torch import nn
 
@@ -252,7 +253,8 @@ def test_empty_texts_alone_are_named() -> None:
 
 
 def test_a_forged_shard_is_left_out(tmp_path: Path) -> None:
-    for data in ((2**63).to_bytes(8, "little"), b"\x02\0\0\0\0\0\0\0{}", b'\x0b\0\0\0\0\0\0\0{"keys": 3 }'):
+    scalar = to_bytes({"keys": np.zeros((1, 16), np.uint8), "values": np.zeros((), np.float32)})
+    for data in (scalar, (2**63).to_bytes(8, "little"), b"\x02\0\0\0\0\0\0\0{}", b'\x0b\0\0\0\0\0\0\0{"keys": 3 }'):
         path = tmp_path / f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.safetensors"
         path.write_bytes(data)
         with pytest.raises(DamagedShardError):
