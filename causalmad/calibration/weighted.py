@@ -96,7 +96,12 @@ class Weighted:
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise StoreError(f"the state of {self} is broken: {error}") from error
         sound = scores.ndim == 1 and len(scores) and scores.shape == weights.shape and ratio.shape == (coder.width + 1,)
-        sound = sound and bool((weights > 0).all()) and not np.isnan(scores).any() and not (np.diff(scores) < 0).any()
+        sound = (
+            sound
+            and bool(((weights > 0) & np.isfinite(weights)).all())
+            and not np.isnan(scores).any()
+            and not (np.diff(scores) < 0).any()
+        )
         if not sound or not np.isfinite(ratio).all() or not np.isfinite(highest):
             raise StoreError(f"the state of {self} is broken", needed="rising scores with a positive weight each")
         return FittedWeighted(scores, weights, coder, ratio, highest)

@@ -343,12 +343,13 @@ def _bench_logs(victim: Bench, folder: Path | None = None) -> dict[Any, Any]:
 
 
 def _plain_logs(folder: Path) -> dict[Any, Any]:
-    """The logs of a folder without what the clock says."""
+    """The logs of a folder without what the clock and the repository say."""
     if not any(folder.glob("logs/*/*.json")):
         return {}
     found = {}
     for log in read_logs([folder]):
         content = json.loads(json.dumps(dict(log.content)))
+        content.pop("revision")
         for name in ("fit_seconds", "score_seconds"):
             content["result"].pop(name)
         if (log.detector, log.seed) in found:

@@ -81,6 +81,16 @@ def test_a_provenance_that_no_fit_writes_is_refused(saved: Path) -> None:
             FittedDetector.load(saved, MADE.model)
 
 
+def test_infinite_weights_are_refused() -> None:
+    scores = np.arange(9.0)
+    lengths = {"length": np.arange(9.0)}
+    made = cm.calibration.Weighted(("length",)).fit(scores, covariates=lengths, untrusted=lengths)
+    state = made.state()
+    assert cm.calibration.Weighted(("length",)).restore(state).weights.tolist() == made.weights.tolist()
+    with pytest.raises(StoreError, match="broken"):
+        cm.calibration.Weighted(("length",)).restore({**state, "weights": np.full(9, np.inf)})
+
+
 def test_what_fails_later_in_a_loaded_detector_is_blamed_on_its_file(saved: Path) -> None:
     content = json.loads((saved / JSON).read_bytes())
     content["signature_data"]["sites"] = content["signature_data"]["sites"][:1]
