@@ -10,9 +10,13 @@ checked, rows are read). The ratio is taken within each round, the median counts
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
+from pathlib import Path
 from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import claims  # sets the number of threads before torch is loaded
 import torch

@@ -17,8 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
-from claims import write_claim
+from claims import write_claim  # sets the number of threads
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import causalmad as cm

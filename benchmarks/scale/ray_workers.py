@@ -10,8 +10,12 @@ two workers is not counted, which is to Ray's disadvantage where both arrive tog
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from pathlib import Path
 from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import claims  # sets the number of threads before torch is loaded
 import ray

@@ -14,9 +14,12 @@ import argparse
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import claims  # sets the number of threads before torch is loaded
 import numpy as np

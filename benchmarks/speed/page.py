@@ -39,7 +39,7 @@ def page(data: dict[str, Any]) -> str:
     """The page in markdown."""
     machine = data["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    words = {**machine, "versions": versions}
+    words = {"shared": "how busy it was stands below each table", **machine, "versions": versions}
     lines = ["# Speed, measured", "", INTRODUCTION.format(**words), ""]
     settings = list(dict.fromkeys(claim["setting"] for claim in data["claims"]))
     for setting in settings:

@@ -1,4 +1,4 @@
-"""What the claims about speed share: the models, timing side by side, and the one file of results.
+"""What the claims about speed share: the models, and timing side by side.
 
 Every side of a claim runs once in each round, in turn, in one process of one thread; a ratio is taken within each round
 and the median over the rounds is what counts, so that a load beside the benchmark falls on both. Wall time decides;
@@ -7,27 +7,21 @@ processor time stands beside it.
 
 from __future__ import annotations
 
-import fcntl
 import gc
-import json
-import os
-import platform
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from claims import record  # sets the number of threads
 
 from causalmad import Inputs, OpenModel, open_model
-from causalmad.provenance import versions
-from causalmad.whole import write_whole
 
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results.json"
 BATCH, LENGTH = 16, 32
 SIZES = {
     "gpt2-small": {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257, "n_positions": 1024},
@@ -183,50 +177,3 @@ def failed(name: str, limit: float | None, why: str, *, at_least: bool = False, 
             "note": why,
         }
     )
-
-
-def record(entry: dict[str, Any]) -> None:
-    """Merge one claim into the results by its name; other scripts may write theirs at the same time."""
-    change(lambda data: _merged(data, "claims", entry))
-
-
-def curve(entry: dict[str, Any]) -> None:
-    """Merge one scaling curve into the results by its name."""
-    change(lambda data: _merged(data, "curves", entry))
-
-
-def change(edit: Callable[[dict[str, Any]], None]) -> None:
-    """Read the results, edit them, and write them whole, while no other process does."""
-    with (HERE / ".results.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        data = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        data["machine"] = machine()
-        data.setdefault("claims", [])
-        edit(data)
-        write_whole(RESULTS, [json.dumps(data, indent=1) + "\n"])
-
-
-def _merged(data: dict[str, Any], kind: str, entry: dict[str, Any]) -> None:
-    known = data.setdefault(kind, [])
-    place = next((i for i, other in enumerate(known) if other["name"] == entry["name"]), None)
-    if place is None:
-        known.append(entry)
-    else:
-        known[place] = entry
-    shown = {key: value for key, value in entry.items() if key not in ("ratios", "points")}
-    print(json.dumps(shown), flush=True)
-
-
-def machine() -> dict[str, Any]:
-    """The machine in words: no names, no paths."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0.0
-    return {
-        "processor": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory, 1),
-        "threads": int(os.environ["OMP_NUM_THREADS"]),
-        "shared": "other processes ran at the same time",
-        "versions": versions(),
-    }
