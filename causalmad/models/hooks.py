@@ -130,8 +130,10 @@ class _Visit:
             return value
         if self.gradients:
             require_gradient(place, value)
-        if self.gradients and not value.requires_grad:
-            value = value.detach().requires_grad_(True)
+        if self.gradients:
+            # An alias of its own: what else reads the same tensor, as a residual stream goes on beside a layer, is no
+            # part of the slope here, as an edit here does not reach it.
+            value = value.view_as(value) if value.requires_grad else value.detach().requires_grad_(True)
         self.values[place] = value
         self.versions[place] = value._version
         if self.early and len(self.values) == len(self.read):

@@ -185,8 +185,8 @@ def visit(step: Step, value: Tensor, slope: bool) -> tuple[Tensor, Tensor]:
     new = value if step.edit is None else edited(step.place, value, step.edit)
     if slope and step.wanted:
         require_gradient(step.place, new)
-        if not new.requires_grad:
-            new = new.detach().requires_grad_(True)
+        # An alias of its own: what else reads the same tensor is no part of the slope here.
+        new = new.view_as(new) if new.requires_grad else new.detach().requires_grad_(True)
     return value, new
 
 

@@ -143,6 +143,29 @@ def test_gradients_equal_those_of_the_plain_formula_despite_in_place_operations(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_a_gradient_is_that_of_the_place_alone_where_others_read_the_same_tensor(
+    engine: str, model_of: Models, prompts: object
+) -> None:
+    """The residual stream goes on beside a layer: neither an edit of the layer's input nor its slope reaches that."""
+    model = opened(model_of("gpt2"), engine)
+    batch = next(model.batches(model.inputs(prompts)))
+    place = Place("transformer.h.1.ln_2", "input")
+
+    def asked(logits: Tensor) -> Tensor:
+        return logits[:, 0]
+
+    slopes = [
+        model.run(batch, read=[*earlier, place], target=asked).grads[place]
+        for earlier in ([], [Place("transformer.wte")], [Place("transformer.h.0")])
+    ]
+    for other in slopes[1:]:
+        torch.testing.assert_close(other, slopes[0], **CLOSE)
+    step = 1e-3 * torch.randn(slopes[0].shape, generator=torch.Generator().manual_seed(0))
+    above, below = (model.logits(batch, {place: lambda v, s=s: v + s * step}) for s in (1, -1))
+    torch.testing.assert_close((slopes[0] * step).sum((1, 2)), (asked(above) - asked(below)) / 2, atol=2e-5, rtol=1e-2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_gradients_without_any_effect_are_zero(engine: str) -> None:
     class Idle(TwoLayers):
         def forward(self, x: Tensor) -> Tensor:
