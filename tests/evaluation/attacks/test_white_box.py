@@ -14,6 +14,8 @@ from causalmad.evaluation.attacks.columns import columns
 from causalmad.evaluation.attacks.graphs import GraphModel, twice_differentiable
 from causalmad.inputs import Inputs
 from causalmad.signatures import AttributionPatching, RelevancePatching, ResamplingProfile
+from causalmad.sites import Place
+from causalmad.targets import TopMargin
 from causalmad.testing.toys import toy
 
 DETECTORS = (
@@ -131,3 +133,17 @@ def test_soft_tokens_stand_in_for_their_embeddings_alone():
     # Where an edit put other tokens, their own embeddings count.
     other = batch.with_main((batch.main % 19) + 1)
     torch.testing.assert_close(moved.logits(other), graph.logits(other))
+
+
+def test_a_run_with_its_graph_has_the_slopes_of_one_without():
+    made = toy("gpt2")
+    model = open_model(made.model)
+    (batch,) = model.batches(model.inputs(made.trusted)[:4])
+    # A layer's input is also where the residual stream goes on, which is no part of its slope.
+    places = [Place("transformer.wte"), Place("transformer.h.1.ln_2", "input"), Place("transformer.h.1.mlp")]
+    plain = model.run(batch, read=places, target=TopMargin())
+    with model.quiet(), twice_differentiable(model.module):
+        graph = GraphModel.of(model).run(batch, read=places, target=TopMargin())
+    torch.testing.assert_close(graph.logits.detach(), plain.logits)
+    for place in places:
+        torch.testing.assert_close(graph.grads[place].detach(), plain.grads[place], atol=1e-5, rtol=1e-4)
