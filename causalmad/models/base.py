@@ -192,12 +192,13 @@ class OpenModel:
             SiteError: when a place is never reached, or has no tensor.
             ModelError: when the output holds no logits.
         """
-        objective = None
+        objective, read_already = None, list[Tensor]()
         if target is not None:
             question = as_target(target)
 
             def objective(result: Any) -> tuple[Tensor, Tensor]:
                 logits = read_logits(result, batch, position, columns)
+                read_already[:] = [logits]
                 return logits, question.bind(logits)(logits).sum()
 
         # Tensors of an enclosing inference mode can be neither differentiated nor watched for in-place changes.
@@ -220,8 +221,9 @@ class OpenModel:
                 raise
             except Exception as error:
                 raise _failed(self.name, batch, error, self.batching.auto) from error
-            wanted = output or objective is not None
-            logits = read_logits(result, batch, position, columns).detach() if wanted else None
+            logits = None
+            if output or objective is not None:
+                logits = (read_already or [read_logits(result, batch, position, columns)])[0].detach()
         return Run(logits, values, grads)
 
     def logits(self, batch: Batch, edits: Mapping[Place, Patch] | None = None, position: int | str = -1) -> Tensor:
@@ -344,12 +346,13 @@ def read_logits(result: Any, batch: Batch, position: int | str, columns: Tensor 
     if logits.ndim == 1:
         logits = logits[:, None]
     if logits.ndim == 3 and batch.mask is not None:
-        at = position_index(position, batch)
         if logits.shape[1] == 1:
-            at = torch.zeros_like(at)
-        elif columns is not None and logits.shape[1] == len(columns):
-            at = torch.searchsorted(columns.to(at.device), at)
-        logits = logits[torch.arange(len(batch), device=logits.device), at]
+            logits = logits[:, 0]
+        else:
+            at = position_index(position, batch)
+            if columns is not None and logits.shape[1] == len(columns):
+                at = torch.searchsorted(columns.to(at.device), at)
+            logits = logits[torch.arange(len(batch), device=logits.device), at]
     if logits.ndim != 2:
         raise ModelError(
             f"the model returned logits of shape {tuple(logits.shape)}",

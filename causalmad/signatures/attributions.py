@@ -47,7 +47,7 @@ class Attributor:
             for base in self.baseline.each(place, clean, batch, which):
                 slope = run.grads[place] if self.steps == 1 else self._mean_slope(batch, place, clean, base, logits)
                 parts.append(slope * (clean - base))
-            found[place] = torch.stack(parts).mean(0)
+            found[place] = parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
         return found
 
     def _mean_slope(self, batch: Batch, place: Place, clean: Tensor, base: Tensor, logits: Tensor) -> Tensor:

@@ -34,13 +34,9 @@ def unit_tensors(
     group: Group, contributions: Mapping[Place, Tensor], places: Sequence[Place], batch: Batch
 ) -> dict[str, Tensor]:
     """What :func:`unit_sums` gives, as tensors through which gradients flow."""
-    found = {}
-    for kind in ("sum", "size"):
-        values = {place: contributions[place].double() for place in places}
-        if kind == "size":
-            values = {place: value.abs() for place, value in values.items()}
-        found[kind] = _reduce(group, values, places, batch)
-    return found
+    values = {place: contributions[place].double() for place in places}
+    sizes = {place: value.abs() for place, value in values.items()}
+    return {"sum": _reduce(group, values, places, batch), "size": _reduce(group, sizes, places, batch)}
 
 
 def _reduce(group: Group, values: Mapping[Place, Tensor], places: Sequence[Place], batch: Batch) -> Tensor:
@@ -50,16 +46,19 @@ def _reduce(group: Group, values: Mapping[Place, Tensor], places: Sequence[Place
         return _masked(group, values[places[0]], batch)
     if group.name.startswith("neurons"):
         return _over_tokens(values[places[0]], batch)
-    # Every place is added up once, whatever the number of its units.
-    sums = {place: _over_tokens(value, batch) for place, value in values.items()}
+    # Every place is added up once for all of its heads, whatever their number.
+    heads: dict[tuple[Place, int], tuple[Tensor, ...]] = {}
     columns = []
     for site in group.sites:
-        total = sums[site.place]
-        if len(site.heads) == 1 and site.head_count and total.ndim == 2:
-            columns.append(total.unflatten(-1, (site.head_count, -1))[:, site.heads[0]].sum(-1))
+        value = values[site.place]
+        if len(site.heads) == 1 and site.head_count and value.ndim in (2, 3):
+            key = site.place, site.head_count
+            if key not in heads:
+                heads[key] = _over_tokens(value, batch).unflatten(-1, (site.head_count, -1)).sum(-1).unbind(1)
+            columns.append(heads[key][site.heads[0]])
         else:
             # A head's own axis, neurons and subspaces.
-            columns.append(_over_tokens(site.at(None).take(values[site.place], batch), batch).flatten(1).sum(-1))
+            columns.append(_over_tokens(site.at(None).take(value, batch), batch).flatten(1).sum(-1))
     return torch.stack(columns, dim=1)
 
 
