@@ -16,6 +16,7 @@ from io import StringIO
 from typing import Any
 
 import torch
+from lens import hooked_transformer
 from side_by_side import SHAPES, claim, opened, ratios, side_by_side, tokens
 
 from causalmad import Inputs
@@ -30,26 +31,10 @@ def theirs(module: Any, clean: torch.Tensor, donor: torch.Tensor, answer: torch.
     from auto_circuit.data import PromptDataLoader, PromptDataset
     from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores
     from auto_circuit.utils.graph_utils import patchable_model
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 
-    shape = module.config
-    config = HookedTransformerConfig(
-        n_layers=shape.n_layer,
-        d_model=shape.n_embd,
-        n_ctx=shape.n_positions,
-        d_head=shape.n_embd // shape.n_head,
-        n_heads=shape.n_head,
-        d_vocab=shape.vocab_size,
-        act_fn="gelu_new",
-        normalization_type="LN",
-        default_prepend_bos=False,
-        seed=0,
-    )
-    other = HookedTransformer(config)
-    other.load_state_dict({**other.state_dict(), **convert_gpt2_weights(module, config)})
+    other = hooked_transformer(module)
     other.cfg.use_attn_result = other.cfg.use_split_qkv_input = other.cfg.use_hook_mlp_in = True
-    wrapped = patchable_model(other.eval(), factorized=True, slice_output="last_seq", separate_qkv=True)
+    wrapped = patchable_model(other, factorized=True, slice_output="last_seq", separate_qkv=True)
     rows = PromptDataset(list(clean), list(donor), list(answer[:, None]), list(answer[:, None]))
     loader = PromptDataLoader(rows, seq_len=None, diverge_idx=0, batch_size=len(clean), shuffle=False)
 

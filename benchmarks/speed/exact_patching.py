@@ -2,8 +2,8 @@
 
 Every head of every layer in turn is replaced by another input's, and the change of the output is measured: by the calls
 of which ``ExactAblation`` is made (the donor's run and the clean run included), beside full forward passes with a hook
-for each head. A round takes one layer, so that every twelve rounds make a whole. ``--peers`` times a pyvene loop and an
-nnsight loop beside it (a head costs them the same in every layer).
+for each head. A round takes one layer, so that every twelve rounds make a whole. ``--peers`` times a pyvene loop, an
+nnsight loop and, where it is installed, a transformer-lens loop beside it (a head costs them the same in every layer).
 
     OMP_NUM_THREADS=1 python benchmarks/speed/exact_patching.py [--size gpt2-small] [--rounds 12] [--peers]
 """
@@ -11,10 +11,12 @@ nnsight loop beside it (a head costs them the same in every layer).
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from statistics import mean
 from typing import Any
 
 import torch
+from lens import hooked_transformer
 from side_by_side import SHAPES, bare, call, claim, opened, side_by_side, tokens
 
 from causalmad import Inputs
@@ -92,6 +94,21 @@ def nnsight_loop(
     return found
 
 
+def lens_loop(other: Any, ids: torch.Tensor, values: dict[int, torch.Tensor], pairs: list[tuple[int, int]]) -> Any:
+    """A run of a HookedTransformer with a hook for every head: what transformer-lens's own patching does."""
+    found = []
+    for layer, head in pairs:
+
+        def replace(value: torch.Tensor, hook: Any, layer: int = layer, head: int = head) -> torch.Tensor:
+            value[:, :, head] = values[layer].unflatten(-1, (value.shape[2], -1))[:, :, head]
+            return value
+
+        with torch.no_grad():
+            name = f"blocks.{layer}.attn.hook_z"
+            found.append(other.run_with_hooks(ids, return_type="logits", fwd_hooks=[(name, replace)])[:, -1])
+    return found
+
+
 def main() -> None:
     """Measure, and record."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -135,9 +152,16 @@ def main() -> None:
     if given.peers:
         sides["pyvene"] = lambda: pyvene_loop(module, kwargs, source, now["pairs"][:1])
         sides["nnsight"] = lambda: nnsight_loop(module, kwargs, values, now["pairs"][:1])
+    if given.peers and find_spec("transformer_lens"):
+        other = hooked_transformer(module)
+        sides["transformer-lens"] = lambda: lens_loop(other, kwargs["input_ids"], values, now["pairs"][:1])
     before(0)
     begin()
-    agree(layer(), [hooked(module, kwargs, values, 0, head)[:, -1] for head in range(2)], now["start"])
+    plain = [hooked(module, kwargs, values, 0, head)[:, -1] for head in range(2)]
+    agree(layer(), plain, now["start"])
+    if "transformer-lens" in sides:
+        lens = lens_loop(other, kwargs["input_ids"], values, [(0, 0), (0, 1)])
+        agree(layer(), lens, now["start"])
     times = side_by_side(sides, given.rounds, warm=0, before=before)
     count = layers * heads
     each = {}
@@ -152,7 +176,7 @@ def main() -> None:
     name = f"exact patching of all {count} heads / {count} full forward passes"
     limit = 0.35 if given.size == "gpt2-small" else None
     claim(f"{name} ({given.size})", each, limit, setting=setting, note=note, each=whole)
-    for peer, limit in (("pyvene", 5.0), ("nnsight", 2.5)):
+    for peer, limit in (("pyvene", 5.0), ("nnsight", 2.5), ("transformer-lens", None)):
         if peer not in sides:
             continue
         inverse = {}

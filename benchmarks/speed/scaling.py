@@ -1,17 +1,19 @@
 """Curves, not points: how time and memory grow with the number of inputs, of sites, of tokens and the model's size.
 
-Each point runs in a process of its own: the median time of three runs, and the peak memory beyond what the process had
-before the first. The exponent is the slope of the logarithms.
+Each point runs in a process of its own: the median time of three runs, and the peak of the resident memory in the last
+of them beyond what the process had before. The exponent is the slope of the logarithms. Needs Linux.
 
     OMP_NUM_THREADS=1 python benchmarks/speed/scaling.py
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
-import resource
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -55,14 +57,22 @@ METHODS = {"first-order attribution": first_order, "exact patching": exact}
 def point(method: str, options: dict[str, int], pipe: Any) -> None:
     """Seconds and bytes of one point, in a process of its own."""
     run = METHODS[method](**options)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     taken = []
     for _ in range(3):
+        gc.collect()
+        before = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
         started = time.process_time()
         run()
         taken.append(time.process_time() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    pipe.send((median(taken), peak * 1024 / 1e6))
+        grown = status("VmHWM") - before
+    pipe.send((median(taken), grown))
+
+
+def status(field: str) -> float:
+    """Megabytes that the kernel says of this process."""
+    (found,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return int(found) * 1024 / 1e6
 
 
 def measured(method: str, options: dict[str, int]) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,14 +74,26 @@ def align(donors: Tensor, donor_mask: Tensor | None, which: Tensor, batch: Batch
         which: (batch,) donor of each row.
         batch: the rows; where a row is longer than its donor, the donor is read again from its end.
     """
-    if donor_mask is None or batch.mask is None or donors.ndim < 2 or donors.shape[1] != donor_mask.shape[1]:
-        return donors[which]
+    return aligner(donor_mask, which, batch)(donors)
+
+
+def aligner(donor_mask: Tensor | None, which: Tensor, batch: Batch) -> Callable[[Tensor], Tensor]:
+    """:func:`align` of values at any number of places, for the same donors and rows."""
+    if donor_mask is None or batch.mask is None:
+        return lambda donors: donors[which]
+    width = donor_mask.shape[1]
     from_end = _from_end(batch.mask)
     lengths = donor_mask.sum(-1)[which]
     start = donor_mask.long().argmax(-1)[which]
     back = from_end.clamp(min=0) % lengths[:, None]
     index = (start + lengths - 1)[:, None] - back
-    return donors[which.to(donors.device)[:, None], index]
+
+    def aligned(donors: Tensor) -> Tensor:
+        if donors.ndim < 2 or donors.shape[1] != width:
+            return donors[which]
+        return donors[which.to(donors.device)[:, None], index]
+
+    return aligned
 
 
 def _from_end(mask: Tensor) -> Tensor:

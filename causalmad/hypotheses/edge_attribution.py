@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from causalmad.hypotheses.computation import Computation, Part, plain, weights
+from causalmad.hypotheses.donors import aligner
 from causalmad.hypotheses.edges import EdgePatcher
 from causalmad.inputs import Batch
 from causalmad.models.base import Run
@@ -71,13 +72,13 @@ class EdgeAttributor:
     def _apart(self, batch: Batch, which: Tensor, clean: Mapping[Place, Tensor]) -> Tensor:
         """(senders, batch, positions, width) the donors' mean values minus the clean ones, zero at padding."""
         graph = self.patcher.computation
-        found = None
+        found, donors = None, [aligner(self.patcher.donor_batch.mask, donor, batch) for donor in which.unbind(1)]
         # What is written is linear in the activation where it is written: the donors are averaged there.
         for part in (None, *(part for part in graph.parts if part.writes is not None)):
             place = graph.source if part is None or part.writes is None else part.writes
             total = torch.zeros((), device=clean[place].device)
-            for donor in which.unbind(1):
-                total = total + self.patcher.aligned(batch, donor, place).to(_wide(clean[place])) / which.shape[1]
+            for donor in donors:
+                total = total + donor(self.patcher.values[place]).to(_wide(clean[place])) / len(donors)
             gap = total - clean[place]
             if batch.mask is not None:
                 gap = gap.masked_fill(~batch.mask[:, :, None], 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -41,10 +41,10 @@ def quiet(module: nn.Module) -> Iterator[None]:
     if _HELD.get(module) == threading.get_ident():
         yield
         return
+    parts = list(module.modules())
     with ExitStack() as stack:
-        for lock in _locks(module):
+        for lock in _locks(parts):
             stack.enter_context(lock.inner)
-        parts = list(module.modules())
         training = [part for part in parts if part.training]
         own = {id(value): value for part in parts for value in part._parameters.values() if value is not None}
         wanted = [value for value in own.values() if value.requires_grad]
@@ -93,10 +93,9 @@ def _offloaded(parts: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.
                 yield part, name, value
 
 
-def _locks(module: nn.Module) -> list[_Lock]:
-    """Those of all models that share a part with this one, in the order in which everybody takes them."""
+def _locks(parts: Sequence[nn.Module]) -> list[_Lock]:
+    """Those of all models that share one of the parts, in the order in which everybody takes them."""
     with _GUARD:
-        parts = list(module.modules())
         known = {lock.number: lock for part in parts if (lock := _LOCKS.get(part)) is not None}
         if not known:
             fresh = _Lock(next(_NUMBERS))
