@@ -52,10 +52,8 @@ def write_claim(name: str, values: list[float], limit: float, *, setting: str, n
 
 
 def record(entry: dict[str, Any]) -> None:
-    """Merge one claim into the results by its name; other scripts may write theirs at the same time."""
-    load = f"load of the machine {os.getloadavg()[0]:.1f} at the end"
-    note = "; ".join(filter(None, [entry.get("note"), load]))
-    change(lambda data: _merged(data, "claims", {**entry, "note": note}))
+    """Merge one claim, with how busy the machine was, into the results by its name; others may write meanwhile."""
+    change(lambda data: _merged(data, "claims", {**entry, "load": round(os.getloadavg()[0], 1)}))
 
 
 def curve(entry: dict[str, Any]) -> None:

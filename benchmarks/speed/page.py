@@ -18,11 +18,11 @@ PAGE = HERE.parent.parent / "docs" / "reference" / "speed.md"
 INTRODUCTION = """\
 What things cost beside the passes that their definitions need. Every figure is a ratio within a round of one process
 of {threads} thread(s), in which all sides run in turn; the value is the median over the rounds (or, where a round is a
-part of the whole, their mean). *Wall* decides whether a claim holds; *processor* is the same by processor time. All
-rounds are in `benchmarks/results.json`; `benchmarks/speed/` has one script for each claim, and
-`python benchmarks/speed/page.py` writes this page.
+part of the whole, their mean). *Wall* decides whether a claim holds; *processor* is the same by processor time; *load*
+is how many processes wanted a core at the end, this one among them. All rounds are in `benchmarks/results.json`;
+`benchmarks/speed/` has one script for each claim, and `python benchmarks/speed/page.py` writes this page.
 
-{processor}, {cores} cores, {memory_gib} GiB; {shared}. {versions}."""
+{processor}, {cores} cores, {memory_gib} GiB. {versions}."""
 
 CURVES = """\
 Time and peak memory against the number of inputs, of sites, of tokens and the size of the model, each alone, with the
@@ -39,7 +39,7 @@ def page(data: dict[str, Any]) -> str:
     """The page in markdown."""
     machine = data["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    words = {"shared": "how busy it was stands below each table", **machine, "versions": versions}
+    words = {**machine, "versions": versions}
     lines = ["# Speed, measured", "", INTRODUCTION.format(**words), ""]
     settings = list(dict.fromkeys(claim["setting"] for claim in data["claims"]))
     for setting in settings:
@@ -52,12 +52,13 @@ def page(data: dict[str, Any]) -> str:
 
 
 def _table(data: dict[str, Any], setting: str) -> list[str]:
-    lines = ["| claim | limit | wall | processor | rounds | holds |", "|---|---|---|---|---|---|"]
+    lines = ["| claim | limit | wall | processor | rounds | load | holds |", "|---|---|---|---|---|---|---|"]
     notes = []
     for claim in sorted((c for c in data["claims"] if c["setting"] == setting), key=lambda c: c["limit"] is None):
         limit = "" if claim["limit"] is None else f"{claim.get('direction', 'at most')} {claim['limit']:g}"
         holds = {True: "yes", False: "**no**", None: "not measured" if claim["value"] is None else ""}[claim["holds"]]
-        cells = [claim["name"], limit, _number(claim["value"]), _number(claim.get("cpu")), str(claim["runs"]), holds]
+        figures = [_number(claim["value"]), _number(claim.get("cpu")), str(claim["runs"]), str(claim.get("load", ""))]
+        cells = [claim["name"], limit, *figures, holds]
         if claim.get("note"):
             notes.append(f"- {claim['name']}: {claim['note']}.")
         lines.append(f"| {' | '.join(cells)} |")

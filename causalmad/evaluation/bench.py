@@ -63,13 +63,15 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
     say(title, 0, missing)
     failures: list[str] = []
     if jobs:
+        awaited = [path for job in jobs for path in _places(job)]
         count = min(processes or os.cpu_count() or 1, len(jobs))
         with workers(count) as pool:
             names: dict[Future[None], Job] = {pool.submit(run, job): job for job in jobs}
             running = set(names)
             while running:
                 done, running = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
-                say(title, sum(_there(job) for job in jobs), missing)
+                awaited = [path for path in awaited if not path.exists()]
+                say(title, missing - len(awaited), missing)
                 for future in done:
                     try:
                         future.result()
@@ -164,11 +166,6 @@ def _done(folder: Path, task: str, name: str, text: str, seed: int) -> bool:
     except StoreError:
         return False
     return log.made_by(parse_spec("tasks", task), parse_detector(text))
-
-
-def _there(job: Job) -> int:
-    """How many of a job's logs exist by now."""
-    return sum(path.exists() for path in _places(job))
 
 
 def _places(job: Job) -> Iterable[Path]:
