@@ -1,13 +1,15 @@
 """Curves, not points: how time and memory grow with the number of inputs, of sites, of tokens and the model's size.
 
-Each point runs in a process of its own: the median time of three runs, and the peak of the resident memory in the last
-of them beyond what the process had before. The exponent is the slope of the logarithms. Needs Linux.
+Each point runs in a process of its own: the median time of three runs, and the peak of the resident memory in a fourth
+beyond what the process had before; there memory that is freed goes back at once, so that the peak is what was in use.
+The exponent is the slope of the logarithms. Needs Linux and its C library.
 
     OMP_NUM_THREADS=1 python benchmarks/speed/scaling.py
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import re
@@ -59,13 +61,17 @@ def point(method: str, options: dict[str, int], pipe: Any) -> None:
     run = METHODS[method](**options)
     taken = []
     for _ in range(3):
-        gc.collect()
-        before = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
         started = time.process_time()
         run()
         taken.append(time.process_time() - started)
-        grown = status("VmHWM") - before
+    library = ctypes.CDLL(None)
+    library.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: from 64 KiB on, memory is the system's own
+    gc.collect()
+    library.malloc_trim(0)
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
+    run()
+    grown = status("VmHWM") - before
     pipe.send((median(taken), grown))
 
 
