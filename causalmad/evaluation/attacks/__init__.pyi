@@ -3,6 +3,8 @@ from .gradients import Perturbation as Perturbation
 from .scores import WhiteBox as WhiteBox
 from .searches import NumberSearch as NumberSearch
 from .searches import TokenSearch as TokenSearch
+from .soft import Softened as Softened
+from .soft import SoftPrompt as SoftPrompt
 from .thresholds import Drifted as Drifted
 from .thresholds import Flooded as Flooded
 from .thresholds import Poisoned as Poisoned

@@ -16,6 +16,7 @@ from causalmad.signatures.attributions import Attributor, flat
 from causalmad.signatures.base import FittedSignature
 from causalmad.signatures.concat import FittedConcat
 from causalmad.signatures.effects import Effects, Resampler
+from causalmad.signatures.gram_deviation import FittedGramDeviation
 from causalmad.signatures.relevance_patching import FittedRelevancePatching
 from causalmad.signatures.resampling_profile import FittedResamplingProfile
 from causalmad.signatures.sums import unit_tensors
@@ -28,8 +29,8 @@ _LEAST = 1e-20  # below this an effect is no effect, and its logarithm has no sl
 def columns(fitted: FittedSignature, model: GraphModel, batch: Batch) -> Tensor:
     """(batch, d) columns of a fitted signature, as it gives them, in double precision and with their graph.
 
-    Known are activations, attribution patching (one step), relevance patching, the resampling profile, and several of
-    them beside each other. The batch's inputs are taken to be no donors.
+    Known are activations, attribution patching (one step), relevance patching, the resampling profile, the Gram
+    deviation, and several of them beside each other. The batch's inputs are taken to be no donors and not trusted.
 
     Args:
         fitted: what was fitted on the model, perhaps with other parameters or inputs.
@@ -52,9 +53,11 @@ def columns(fitted: FittedSignature, model: GraphModel, batch: Batch) -> Tensor:
         return _attributed(fitted, model, batch)
     if isinstance(fitted, FittedResamplingProfile):
         return _profile(fitted, model, batch)
+    if isinstance(fitted, FittedGramDeviation):
+        return fitted.deviations(model, batch)
     raise SpecError(
         f"the columns of {type(fitted).__name__} have no gradient here",
-        needed="activations, attribution or relevance patching, a resampling profile, or several of them",
+        needed="activations, attribution or relevance patching, resampling profile, Gram deviation, or several of them",
         tries=["searched(...), which needs scores alone"],
     )
 

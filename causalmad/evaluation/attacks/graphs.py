@@ -66,7 +66,8 @@ class GraphModel(OpenModel):
         """What :meth:`causalmad.models.OpenModel.run` gives, with its graph; ``extra`` arguments are not taken."""
         if extra:
             raise ValueError(f"extra arguments {sorted(extra)} of a run that keeps its graph")
-        own = {**self._soft(batch), **(edits or {})}
+        soft = self._soft(batch)
+        own = {**soft, **_after(soft, edits or {})}
         if target is None:
             logits, values = self._forward(batch, own, read, position)
             return Run(logits, values)

@@ -57,9 +57,9 @@ class WhiteBox:
         rows = columns(self.fitted.signature, model or self.model, batch)
         return torch.stack([_score(part, rows[:, chosen]) for part, chosen in _parts(self.fitted)], dim=1)
 
-    def score(self, batch: Batch) -> Tensor:
+    def score(self, batch: Batch, model: GraphModel | None = None) -> Tensor:
         """(batch,) the detector's anomaly score; of a `PerSite` that ranks (all but ``mean``) it has no gradient."""
-        parts, reference = self.parts(batch), self.fitted.reference
+        parts, reference = self.parts(batch, model), self.fitted.reference
         if not isinstance(reference, FittedPerSite):
             return parts[:, 0]
         if reference.combine == "mean":

@@ -17,9 +17,12 @@ from causalmad.detectors import DETECTORS
 from causalmad.errors import SpecError, TaskError
 from causalmad.evaluation.attacks.columns import columns
 from causalmad.evaluation.attacks.graphs import GraphModel, twice_differentiable
+from causalmad.evaluation.attacks.penalties import RelativePenalty
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel, open_model
 from causalmad.names import parse_detector
+from causalmad.references.per_site import PerSite
+from causalmad.references.relative_mahalanobis import RelativeMahalanobis
 from causalmad.signatures.activations import FittedActivations
 from causalmad.signatures.base import FittedSignature, Signature
 from causalmad.signatures.concat import Concat
@@ -49,12 +52,14 @@ class TrainTime:
 
     To the loss of the task comes, for every signature that a detector looks at, the squared difference of the mean log
     Mahalanobis distances of anomalous and normal inputs (:class:`causalmad.tasks.hiding.MahalanobisPenalty`: being too
-    typical is penalised like being too odd), through the signature's own columns. The distances' moments follow the
-    network at every step, and the signatures (donors, baselines, units of columns) are fitted anew every ``refit``
-    steps, with other donors each time, on inputs of the training set.
+    typical is penalised like being too odd), through the signature's own columns; where the detector's reference is
+    relative, the same of its own distances (:class:`causalmad.evaluation.attacks.penalties.RelativePenalty`). The
+    distances' moments follow the network at every step, and the signatures (donors, baselines, units of columns) are
+    fitted anew every ``refit`` steps, with other donors each time, on inputs of the training set.
 
     Args:
-        against: detectors, by name or text; what counts of them is their signatures.
+        against: detectors, by name or text; what counts of them is their signatures, and whether they look at a
+            relative distance.
         steps: of the training.
         weight: of the penalties; 0 is a control that trains on without hiding anything.
         batch: rows of a step, four in ten of them anomalous.
@@ -118,7 +123,7 @@ class TrainTime:
         return given.around(attacked.eval(), card)
 
     def _train(self, model: nn.Module, draw: Callable[..., Table], rng: np.random.Generator) -> None:
-        watched = signatures_of(self.against)
+        watched = looks_of(self.against)
         opened = open_model(model, batch_size=256)
         graph = GraphModel.of(opened)
         anomalous = np.arange(self.batch) < round(0.4 * self.batch)
@@ -126,7 +131,9 @@ class TrainTime:
         where = torch.from_numpy(anomalous[looked])
         optimiser = torch.optim.AdamW(model.parameters(), lr=self.rate, weight_decay=0.01)
         set_rate = one_cycle(optimiser, self.steps)
-        penalties = [MahalanobisPenalty(self.shrinkage) for _ in watched]
+        penalties = [
+            RelativePenalty(self.shrinkage) if look.relative else MahalanobisPenalty(self.shrinkage) for look in watched
+        ]
         fitted: list[FittedSignature] = []
         usual = running = 0.0 if self.spare is None else _task_loss(graph, opened, draw(anomalous, rng))
         strength = 1.0
@@ -135,10 +142,11 @@ class TrainTime:
                 set_rate(now)
                 if now % self.refit == 0 and self.weight:
                     known = _inputs(draw(np.zeros(KNOWN, dtype=bool), rng), opened)
-                    fitted = [spec.fit(opened, known, seed=int(rng.integers(2**31))) for spec in watched]
+                    fitted = [look.signature.fit(opened, known, seed=int(rng.integers(2**31))) for look in watched]
                 table = draw(anomalous, rng)
                 batch = _whole(_inputs(table, opened), graph)
-                loss = functional.cross_entropy(graph.logits(batch), table.answer)
+                logits = graph.logits(batch)
+                loss = functional.cross_entropy(logits, table.answer)
                 running = 0.95 * running + 0.05 * float(loss.detach())
                 if self.spare is not None:
                     strength = min(1.0, strength * (1 / 0.95 if running < usual + self.spare else 0.95))
@@ -146,24 +154,42 @@ class TrainTime:
                 for signature, penalty in zip(fitted, penalties, strict=False):
                     found = columns(signature, graph, part).float()
                     weight = strength * self.weight * min(1.0, now / (GROWS * self.steps))
-                    loss = loss + weight * penalty(_layers(signature, found), where)
+                    if isinstance(penalty, RelativePenalty):
+                        loss = loss + weight * penalty(found, where, logits.detach()[looked].argmax(-1)).float()
+                    else:
+                        loss = loss + weight * penalty(_layers(signature, found), where)
                 optimiser.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimiser.step()
 
 
-def signatures_of(detectors: Sequence[str]) -> tuple[Signature, ...]:
-    """The signatures of some detectors, each once, those inside a `Concat` by themselves.
+@dataclass(frozen=True)
+class Look:
+    """What an attack has to hide from.
+
+    Attributes:
+        signature: whose columns are looked at.
+        relative: whether the distance is one from the nearest class less that from all, and not one from all.
+    """
+
+    signature: Signature
+    relative: bool = False
+
+
+def looks_of(detectors: Sequence[str]) -> tuple[Look, ...]:
+    """What some detectors look at, each once, the signatures inside a `Concat` by themselves.
 
     Args:
         detectors: names, or texts such as ``activations+mahalanobis``.
     """
-    found: dict[Signature, None] = {}
+    found: dict[Look, None] = {}
     for text in detectors:
-        spec = parse_detector(DETECTORS.get(text, text)).signature
-        for part in spec.signatures if isinstance(spec, Concat) else (spec,):
-            found[part] = None
+        spec = parse_detector(DETECTORS.get(text, text))
+        reference = spec.reference.reference if isinstance(spec.reference, PerSite) else spec.reference
+        parts = spec.signature.signatures if isinstance(spec.signature, Concat) else (spec.signature,)
+        for part in parts:
+            found[Look(part, isinstance(reference, RelativeMahalanobis))] = None
     return tuple(found)
 
 

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from causalmad.detectors import detector
 from causalmad.errors import SpecError, TaskError
 from causalmad.evaluation.attacks import TrainTime
-from causalmad.evaluation.attacks.training import signatures_of
-from causalmad.signatures import Activations, RelevancePatching, ResamplingProfile
+from causalmad.evaluation.attacks.penalties import RelativePenalty
+from causalmad.evaluation.attacks.training import looks_of
+from causalmad.references import RelativeMahalanobis
+from causalmad.signatures import Activations, GramDeviation, RelevancePatching, ResamplingProfile
 from causalmad.tasks import GateDigits
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,16 +25,19 @@ def folder(tmp_path_factory):
 
 
 def gap(data, name):
-    """How far the anomalies' typical log score lies from the normal inputs'."""
-    logs = np.log(detector(name).fit(data.model, data.trusted).score(data.test))
-    return abs(float(logs[data.labels].mean() - logs[~data.labels].mean()))
+    """How far the anomalies' typical score lies from the normal inputs', in deviations, or of logarithms."""
+    scores = detector(name).fit(data.model, data.trusted).score(data.test)
+    usual = scores[~data.labels]
+    scores = np.arcsinh((scores - usual.mean()) / usual.std()) if "relative" in name else np.log(scores)
+    return abs(float(scores[data.labels].mean() - scores[~data.labels].mean()))
 
 
-@pytest.mark.parametrize("name", ["activations", "relevance-patching"])
+@pytest.mark.parametrize("name", ["activations", "relevance-patching", "activations-relative", "beatrix"])
 def test_the_target_sees_less_and_the_answers_stay(monkeypatch, folder, name):
     monkeypatch.setenv("CAUSALMAD_CACHE", str(folder))
     before = TrainTime((name,), steps=1, weight=0.0).load(Small())
-    after = TrainTime((name,), steps=120, batch=60, looked=60, rate=5e-3).load(Small())
+    weight = 3.0 if "relative" in name else 1.0  # there is less to hide from it here
+    after = TrainTime((name,), steps=120, weight=weight, batch=60, looked=60, rate=5e-3).load(Small())
     assert gap(after, name) < 0.75 * gap(before, name)
     assert after.card["accuracy"]["normal"] > 0.9
     assert after.card["accuracy before the attack"] == {"normal": 0.992, "anomalous": 0.989}
@@ -47,8 +53,15 @@ def test_the_same_attack_gives_the_same_network(monkeypatch, tmp_path):
 
 
 def test_several_detectors_are_their_signatures_each_once():
-    kinds = [type(spec) for spec in signatures_of(["activations", "views-harmonic", "activations-two-sided"])]
-    assert kinds == [Activations, RelevancePatching, ResamplingProfile]
+    looks = looks_of(["activations", "views-and-gram-fisher", "activations-two-sided", "activations-relative"])
+    assert [type(look.signature) for look in looks] == [
+        Activations,
+        RelevancePatching,
+        ResamplingProfile,
+        GramDeviation,
+        Activations,
+    ]
+    assert [look.relative for look in looks] == [False, False, False, False, True]
 
 
 def test_what_cannot_be_attacked_is_named():
@@ -64,3 +77,28 @@ def test_sparing_the_task_keeps_answers_that_hiding_would_cost(monkeypatch, fold
     free, spared = (min(replace(attack, spare=spare).load(Small()).card["accuracy"].values()) for spare in (None, 0.01))
     assert free < 0.85
     assert spared > free + 0.08
+
+
+def test_the_relative_penalty_looks_at_the_distance_of_the_reference():
+    """On the first batch, with the reference's own shrinkage, it is the very same."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 3, 120)
+    rows = rng.standard_normal((120, 6)) @ rng.standard_normal((6, 6)) + 3 * np.eye(6)[classes]
+    fitted = RelativeMahalanobis().fit(rows[:90], classes=classes[:90])
+    penalty = RelativePenalty(fitted.within.shrinkage)
+    found = penalty.scores(torch.from_numpy(rows), torch.arange(120) < 90, torch.from_numpy(classes))
+    np.testing.assert_allclose(found.numpy(), -fitted.score_samples(rows), rtol=1e-8, atol=1e-8)
+
+
+def test_the_relative_penalty_is_nothing_where_both_groups_are_alike_and_falls_downhill():
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 5, generator=draw).double()
+    anomalous, predicted = torch.arange(200) < 100, torch.arange(200) % 2
+    twice = torch.cat([rows[100:], rows[100:]])
+    assert float(RelativePenalty()(twice, anomalous, predicted)) == pytest.approx(0, abs=1e-20)
+    moved = (rows + 5 * anomalous[:, None]).requires_grad_()
+    before = RelativePenalty()(moved, anomalous, predicted)
+    (slope,) = torch.autograd.grad(before, moved)
+    with torch.no_grad():
+        after = RelativePenalty()(moved - 0.1 * slope / slope.norm(), anomalous, predicted)
+    assert 0 < float(after) < float(before)

@@ -13,7 +13,7 @@ from causalmad.evaluation.attacks import WhiteBox
 from causalmad.evaluation.attacks.columns import columns
 from causalmad.evaluation.attacks.graphs import GraphModel, twice_differentiable
 from causalmad.inputs import Inputs
-from causalmad.signatures import AttributionPatching, RelevancePatching, ResamplingProfile
+from causalmad.signatures import AttributionPatching, GramDeviation, RelevancePatching, ResamplingProfile
 from causalmad.sites import Place
 from causalmad.targets import TopMargin
 from causalmad.testing.toys import toy
@@ -22,12 +22,14 @@ DETECTORS = (
     "activations",
     "activations-two-sided",
     "activations-relative",
+    "beatrix",
     "attribution-mean",
     "attribution-patching",
     "relevance-patching",
     "resampling-profile",
     "views-mean",
     "views-harmonic",
+    "views-and-gram-fisher",
 )
 
 
@@ -67,6 +69,7 @@ def test_columns_of_a_profile_by_rank_and_by_place(rank):
         AttributionPatching(("positions", "heads")),
         RelevancePatching(("positions", "heads")),
         ResamplingProfile(("positions", "heads"), donors=2),
+        GramDeviation(),
     ],
     ids=lambda spec: type(spec).__name__,
 )
@@ -83,7 +86,7 @@ def test_slopes_in_parameters_are_those_of_the_signature(spec):
     for path in ("transformer.h.0.mlp.c_fc.weight", "transformer.h.1.attn.c_attn.weight", "transformer.ln_f.weight"):
         value = made.model.get_parameter(path)
         total = (columns(fitted, graph, whole(graph, made.fresh)) * weights).sum()
-        (slope,) = torch.autograd.grad(total, value)
+        (slope,) = torch.autograd.grad(total, value, materialize_grads=True)  # some see no last norm
         way = torch.randn(value.shape, generator=torch.Generator().manual_seed(1)).double()
         way /= way.norm()
         sides = []
@@ -95,6 +98,29 @@ def test_slopes_in_parameters_are_those_of_the_signature(spec):
                 value -= sign * step * way
         expected = (sides[0] - sides[1]) / (2 * step)
         assert float((slope * way).sum()) == pytest.approx(expected, rel=0.03, abs=0.03 * float(slope.norm())), path
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_units_that_are_off_have_no_slope_in_a_gram_deviation_and_break_none(name):
+    """The root in a Gram matrix has an infinite slope at zero, where ReLUs are off; finite differences say the rest."""
+    made = toy(name, trusted=80, fresh=5)
+    made.model.double().eval()
+    fitted = GramDeviation().fit(open_model(made.model), made.trusted)
+    graph = GraphModel.of(open_model(made.model))
+    batch = whole(graph, made.fresh)
+    values = batch.main.double().requires_grad_()
+    weights = torch.randn(len(fitted.columns), generator=torch.Generator().manual_seed(0)).double()
+
+    def total(main):
+        return (columns(fitted, graph, batch.with_main(main)) * weights).sum()
+
+    (slope,) = torch.autograd.grad(total(values), values)
+    assert bool(torch.isfinite(slope).all())
+    assert float(slope.norm()) > 0
+    way = torch.randn(values.shape, generator=torch.Generator().manual_seed(1)).double()
+    with torch.no_grad():
+        sides = [float(total(values + sign * 1e-6 * way)) for sign in (1, -1)]
+    assert (sides[0] - sides[1]) / 2e-6 == pytest.approx(float((slope * way).sum()), rel=1e-3)
 
 
 def test_excess_is_zero_up_to_the_median_and_rises_above():
