@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from attack_tables import DETECTORS, TASKS
+from attack_tables import DETECTORS, SOFTENED, TASKS
 from torch import Tensor
 
 from causalmad.config import parse_spec
@@ -22,6 +22,7 @@ from causalmad.errors import CausalmadError, TaskError
 from causalmad.evaluation.attacks import (
     NumberSearch,
     Perturbation,
+    SoftPrompt,
     TokenSearch,
     TrainTime,
     WhiteBox,
@@ -36,8 +37,9 @@ from causalmad.inputs import Inputs
 from causalmad.names import parse_detector, with_hypothesis
 from causalmad.signatures.base import FittedSignature
 from causalmad.signatures.concat import FittedConcat
+from causalmad.signatures.units import embedding
 from causalmad.tasks.base import TaskData
-from causalmad.tasks.instructions import FILLERS, HOBBIES, NAMES, WORDS
+from causalmad.tasks.instructions import FILLERS, HOBBIES, JOBS, NAMES, WORDS
 
 Record: TypeAlias = dict[str, Any]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -163,8 +165,14 @@ def powers(usual: Any, odd: Any) -> Record:
 
 
 def moved(task: str, seed: int, name: str, size: float, shared: bool) -> list[Record]:
-    """Inputs moved by gradient against one detector, and what it, with other donors, and all others make of them."""
+    """Inputs moved by gradient against one detector, and what it, with other donors, and all others make of them.
+
+    Against ``nothing`` they stay where they were.
+    """
     on = bed(task, seed)
+    if name == "nothing":
+        about = {"attack": "input: nothing", "task": task, "seed": seed, "size": 0.0}
+        return [{**about, "detector": other, **on.scores(other, on.odd)} for other in DETECTORS]
     target = on.sure(name)
     found = Perturbation(size, shared=shared).against(WhiteBox.of(target), on.odd, free_numbers(task))
     still = answers(target.model, without_trigger(task, found.inputs)) != answers(target.model, on.odd)
@@ -237,6 +245,34 @@ def searched(task: str, seed: int, name: str) -> list[Record]:
         for queries in at:
             about = {"attack": "search", "task": task, "seed": seed, "size": size, "queries": queries}
             records.append({**about, "detector": name, **powers(normal, found.scores[queries])})
+    return records
+
+
+def softened(task: str, seed: int, name: str, size: float) -> list[Record]:
+    """Embeddings of tokens moved by gradient against one detector; neither the trigger's nor the request's move."""
+    on = bed(task, seed)
+    target = on.sure(name if name != "nothing" else "activations")
+    tokens = values_of(on.odd)
+    free = torch.isin(tokens, torch.tensor([WORDS.index(word) for word in (*NAMES, *HOBBIES, *FILLERS)]))
+    found = SoftPrompt(size).against(WhiteBox.of(target), on.odd, free)
+    wanted = answers(target.model, on.odd)
+    weight = found.view(target.model).module.get_submodule(embedding(target.model).path).get_parameter("weight")
+    job = (tokens == WORDS.index(JOBS[0]))[..., None]
+    honest = replace(found, values=torch.where(job, weight.detach()[WORDS.index(JOBS[1])], found.values))
+    about = {
+        "attack": f"soft: {name}",
+        "task": task,
+        "seed": seed,
+        "size": size,
+        "answers kept": float(found.kept.mean()),
+        "answers change without the trigger": float((honest.answers(target.model) != wanted).double().mean()),
+        "excess": found.scores.mean(1).tolist() if found.kept.all() else None,
+    }
+    records = []
+    for other in SOFTENED:
+        fitted = on.sure(other)
+        usual = on.normal.setdefault((other, 0), fitted.score(on.usual))
+        records.append({**about, "detector": other, **powers(usual, found.scored(WhiteBox.of(fitted)))})
     return records
 
 

