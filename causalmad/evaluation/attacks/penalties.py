@@ -68,7 +68,7 @@ class RelativePenalty:
         within = MEMORY * self.within + (1 - MEMORY) * spread
         variance = within.diagonal().clamp_min(LEAST_VARIANCE)
         shrunk = (1 - self.shrinkage) * within + self.shrinkage * variance.diag()
-        centres, weights = torch.stack(list(means.values())), torch.tensor(list(self.shares.values())).to(rows)
+        centres, weights = torch.stack(list(means.values())), rows.new_tensor(list(self.shares.values()))
         weights = weights / weights.sum()
         middle = weights @ centres
         around = (centres - middle) * weights[:, None].sqrt()

@@ -95,10 +95,10 @@ def test_the_relative_penalty_is_nothing_where_both_groups_are_alike_and_falls_d
     rows = torch.randn(200, 5, generator=draw).double()
     anomalous, predicted = torch.arange(200) < 100, torch.arange(200) % 2
     twice = torch.cat([rows[100:], rows[100:]])
-    assert float(RelativePenalty()(twice, anomalous, predicted)) == pytest.approx(0, abs=1e-20)
+    assert RelativePenalty()(twice, anomalous, predicted).item() == pytest.approx(0, abs=1e-20)
     moved = (rows + 5 * anomalous[:, None]).requires_grad_()
     before = RelativePenalty()(moved, anomalous, predicted)
     (slope,) = torch.autograd.grad(before, moved)
     with torch.no_grad():
         after = RelativePenalty()(moved - 0.1 * slope / slope.norm(), anomalous, predicted)
-    assert 0 < float(after) < float(before)
+    assert 0 < after.item() < before.item()
