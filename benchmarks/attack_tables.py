@@ -155,14 +155,16 @@ def trained(records: Iterable[Record], task: str) -> list[str]:
 
 def aimed(records: Iterable[Record], task: str) -> list[str]:
     """What a detector keeps when inputs were moved against itself, by size, and with other donors."""
-    found = _moved(records, task)
+    found = dict(
+        sorted(_moved(records, task).items(), key=lambda item: (_place(item[0][0].partition(" (")[0]), item[0]))
+    )
     heads = ("moved against", "by", "seeds", "trigger still needed", "not moved", "moved", "moved, other donors")
     lines = _head(heads)
     for attack, size in dict.fromkeys((attack, size) for attack, size, _ in found if attack != "nothing"):
         name, _, rest = attack.partition(" (")
         own = found[attack, size, name]
         still = np.mean([record["answers change without the trigger"] for record in own])
-        cells = (found["nothing", 0.0, name], own, found[attack, size, "with other donors"])
+        cells = (found.get(("nothing", 0.0, name), []), own, found[attack, size, "with other donors"])
         words = f"`{name}`" + (f" ({rest}" if rest else "")
         lines.append(_row(words, size, len(own), f"{still:.2f}", *map(_both, cells)))
     return lines
@@ -171,12 +173,12 @@ def aimed(records: Iterable[Record], task: str) -> list[str]:
 def moved(records: Iterable[Record], task: str) -> list[str]:
     """What each detector keeps when inputs were moved against one of them by 0.2."""
     found = _moved(records, task)
-    attacks = [key for key in dict.fromkeys(found) if key[:2] == ("nothing", 0.0) or key[1] == 0.2]
-    columns = [key for key in dict.fromkeys(key[:2] for key in attacks) if "(" not in key[0]]
+    sizes = {key[:2] for key in found if key[1] in (0.0, 0.2) and "(" not in key[0]}
+    columns = sorted(sizes, key=lambda key: (key[1], _place(key[0])))
     lines = _head(("seen by", *("nothing" if name == "nothing" else f"`{name}`" for name, _ in columns)))
     lines.append(_row("*seeds*", *(len(found[(*key, "activations")]) for key in columns)))
     for name in DETECTORS:
-        cells = [_both(found[(*key, name)]) for key in columns]
+        cells = [_both(found[(*key, name)]) if (*key, name) in found else "-" for key in columns]
         if set(cells) != {"-"}:
             lines.append(_row(f"`{name}`", *cells))
     return lines
@@ -190,7 +192,8 @@ def softened(records: Iterable[Record]) -> list[str]:
             found[record["attack"].removeprefix("soft: "), record["size"], record["detector"]].append(record)
     heads = ("moved against", "by", "seeds", "answers kept", "trigger still needed")
     lines = _head((*heads, *(f"`{name}`" for name in SOFTENED)))
-    for attack, size in dict.fromkeys((attack, size) for attack, size, _ in found):
+    order = ("nothing", *SOFTENED)
+    for attack, size in sorted({key[:2] for key in found}, key=lambda key: (order.index(key[0]), key[1])):
         own = found[attack, size, SOFTENED[0]]
         words = attack if attack == "nothing" else f"`{attack}`"
         shares = (_mean(own, key, ".2f") for key in ("answers kept", "answers change without the trigger"))
@@ -273,7 +276,8 @@ def poisoned(records: Iterable[Record]) -> list[str]:
             found[record["task"], record["detector"], record["share"]].append(record)
     heads = ("task", "detector", "poison", "seeds", "AUROC / TPR", "anomalies flagged at 5 %")
     lines = _head((*heads, "named by the audit", "of these poison", "without the named"))
-    for (task, name, share), known in found.items():
+    order = sorted(found.items(), key=lambda item: (item[0][0] != TASKS[0], _place(item[0][1]), item[0][2]))
+    for (task, name, share), known in order:
         counts = (_mean(known, "named", ".0f"), f"{_mean(known, 'found', '.0f')} of {_mean(known, 'poison', '.0f')}")
         cleaned = _both([record["cleaned"] for record in known])
         cells = (_both(known), _mean(known, "flagged at 0.05", ".2f"), *counts, cleaned)
