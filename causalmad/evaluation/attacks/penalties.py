@@ -74,8 +74,8 @@ class RelativePenalty:
         around = (centres - middle) * weights[:, None].sqrt()
         total = shrunk + (1 - self.shrinkage) * around.T @ around
         scale = variance.detach().sqrt()
-        nearest = torch.stack([_distances(values - centre, shrunk, scale) for centre in centres]).min(0).values
-        return nearest - _distances(values - middle, total, scale)
+        nearest = _distances(values - middle, centres - middle, shrunk, scale).min(1).values
+        return nearest - _distances(values - middle, torch.zeros_like(middle)[None], total, scale)[:, 0]
 
     def _step(self) -> float:
         """The share of a batch in the running moments: their plain average at first, then with a fading memory."""
@@ -83,8 +83,17 @@ class RelativePenalty:
         return 1 - min(DECAY, 1 - 1 / self.updates)
 
 
-def _distances(off: Tensor, covariance: Tensor, scale: Tensor) -> Tensor:
-    """(n,) squared Mahalanobis lengths, by way of the correlations: units differ in scale by orders of magnitude."""
-    rows, correlation = off / scale, covariance / torch.outer(scale, scale)
-    found: Tensor = (torch.linalg.solve(correlation, rows.T).T * rows).sum(1)
+def _distances(rows: Tensor, centres: Tensor, covariance: Tensor, scale: Tensor) -> Tensor:
+    """(n, k) squared Mahalanobis distances, by way of the correlations: units differ in scale by orders of magnitude.
+
+    Args:
+        rows: (n, d).
+        centres: (k, d).
+        covariance: (d, d), solved once for all of them.
+        scale: (d,) units.
+    """
+    both = torch.cat([rows, centres]) / scale
+    solved = torch.linalg.solve(covariance / torch.outer(scale, scale), both.T).T
+    own, lengths = len(rows), (solved * both).sum(1)
+    found: Tensor = lengths[:own, None] - 2 * both[:own] @ solved[own:].T + lengths[None, own:]
     return found

@@ -50,7 +50,8 @@ def test_recommended_keeps_nine_tenths_where_activations_are_attacked(kept, atta
     assert {record["task"] for record in further} >= set(attack_tables.TASKS)
     for group in (hidden, further):
         for task in {record["task"] for record in group}:
-            assert np.mean([record["auroc"] for record in group if record["task"] == task]) >= 0.9, task
+            assert np.mean([record["auroc"] for record in group if record["task"] == task]) >= 0.97, task
+            assert min(record["auroc"] for record in group if record["task"] == task) >= 0.95, task
 
 
 def test_attacked_itself_it_falls(kept):
