@@ -309,5 +309,7 @@ def _but_last(patch: Patch) -> Patch:
 
 
 def _same(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
+    if found.shape != wanted.shape:
+        return False
     gap = (found.double() - wanted.double()).abs().amax()
     return bool(gap <= _CLOSE.get(dtype, _HALF) * wanted.double().abs().amax())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from causalmad.errors import FitError
+from causalmad.errors import FitError, ModelError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures.activations import Activations
@@ -232,7 +232,16 @@ class Ridge:
             given: (n, c) condition.
             columns: (n, d).
             own: (n,) which trusted row each is, -1 for none.
+
+        Raises:
+            ModelError: where there are more or fewer numbers than when it was fitted.
         """
+        for what, found, wanted in (("output", given, self.mean), ("signature", columns, self.target)):
+            if found.shape[1] != len(wanted):
+                raise ModelError(
+                    f"the {what} has {found.shape[1]} numbers in one run and {len(wanted)} in another",
+                    needed="a model with the same number of outputs for every input",
+                )
         residual = columns - self.target - ((given - self.mean) / self.unit) @ self.weights
         left = np.where(own[:, None] >= 0, 1 - self.leverages[own][:, self.which], 1.0)
         scaled: Floats = residual / left / self.spread

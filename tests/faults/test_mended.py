@@ -279,12 +279,19 @@ def test_quantised_weights_count_in_the_fingerprint() -> None:
     assert value_digest(packed[0]) == value_digest((packed[0][0].clone(), None))
 
 
-def test_a_model_that_changes_its_width_is_named() -> None:
+@pytest.mark.parametrize(
+    "signature",
+    [
+        cm.signatures.ResamplingProfile(donors=2),
+        cm.signatures.ExactAblation(),
+        cm.signatures.Conditional(cm.signatures.Activations()),
+    ],
+)
+def test_a_model_that_changes_its_width_is_named(signature: Any) -> None:
     said = []
     for after in range(1, 12):
         try:
-            model = Changing("wider", after)
-            Detector(cm.signatures.ResamplingProfile(donors=2)).fit(model, MADE.trusted).score(MADE.fresh)
+            Detector(signature).fit(Changing("wider", after), MADE.trusted).score(MADE.fresh)
         except CausalmadError as error:
             said.append(str(error))
     assert any("in one run and" in text for text in said), said
