@@ -16,6 +16,7 @@ from causalmad.detector import Detector, donor_digests, fit_on, scores_of
 from causalmad.errors import FitError
 from causalmad.explanation import plain
 from causalmad.extraction.extract import rows_of
+from causalmad.groups import apart
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
 from causalmad.models.batching import within_memory
@@ -24,6 +25,7 @@ from causalmad.references.estimators import asks, require_untrusted
 from causalmad.splits import folds_of
 
 HEAVY = 1.25  # times what an exponential tail has
+_SHOWN = 5
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,6 +41,8 @@ class Audit:
         p_values: (n,) how unusual the score is among those of its fold, in an exponential tail.
         adjusted: (n,) p-values adjusted for all inputs at once.
         q: inputs with an adjusted p-value of at most this are unlike the rest.
+        members: (n,) whether an input is one of a minority that stands apart together.
+        group_p_value: how unlikely the signatures would be where no minority stood apart.
     """
 
     ids: tuple[str, ...]
@@ -47,6 +51,8 @@ class Audit:
     p_values: Floats
     adjusted: Floats
     q: float
+    members: npt.NDArray[np.bool_]
+    group_p_value: float
 
     @property
     def unlike(self) -> tuple[str, ...]:
@@ -54,13 +60,30 @@ class Audit:
         order = np.argsort(self.p_values, kind="stable")
         return tuple(self.ids[row] for row in order if self.adjusted[row] <= self.q)
 
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Ids of a minority that stands apart together, which are no outliers one by one; mostly there is none."""
+        return tuple(self.ids[row] for row in np.flatnonzero(self.members))
+
     def __repr__(self) -> str:
         """How many, in a line."""
-        return f"Audit({len(self.unlike)} of {len(self.ids)} trusted inputs unlike the rest)"
+        group = f", {self.members.sum()} apart as a group" if self.members.any() else ""
+        return f"Audit({len(self.unlike)} of {len(self.ids)} trusted inputs unlike the rest{group})"
 
     def __str__(self) -> str:
-        """The most unusual trusted inputs as a table."""
-        return plain(self.table())
+        """The most unusual trusted inputs as a table, and what is known of a group."""
+        return plain(self.table()) + self._group()
+
+    def _group(self) -> str:
+        """A sentence on the group that stands apart; empty where there is none."""
+        if not self.members.any():
+            return ""
+        few = ", ".join(self.apart[:_SHOWN]) + (", ..." if len(self.apart) > _SHOWN else "")
+        share = f"{len(self.apart)} of {len(self.ids)} ({self.members.mean():.0%})"
+        return (
+            f"\n{share} stand apart from the rest as a group (p = {self.group_p_value:.2g}): {few}\n"
+            "They may be a kind of normal input, or a contamination that the reference would learn: look at some.\n"
+        )
 
     def table(self, top: int = 20) -> Any:
         """A rich table of the ``top`` most unusual trusted inputs."""
@@ -102,6 +125,10 @@ def audit(
 
     Inputs of equal content share a fold, so that none is judged by its copy.
 
+    Many bad inputs of one kind are no outliers: they are a direction in which trusted inputs vary. Therefore the
+    signatures of all inputs together are asked whether a minority of them stands apart (:func:`causalmad.groups.apart`
+    says how, and what it can see). Donors of the signature are left out of that.
+
     Args:
         detector: its signature and reference are used; its calibrator is not.
         model: whatever :func:`causalmad.open_model` takes.
@@ -113,6 +140,10 @@ def audit(
 
     Raises:
         FitError: when there are fewer than 4 distinct inputs a fold.
+
+    References:
+        Hartigan, Hartigan 1985, The dip test of unimodality (Annals of Statistics 13).
+        Tran, Li, Madry 2018, Spectral signatures in backdoor attacks, arXiv 1811.00636.
     """
     opened = open_model(model)
     inputs = opened.inputs(trusted)
@@ -127,7 +158,19 @@ def audit(
     judged = np.log(scores) if heavy_tailed([scores[index == fold] for fold in range(folds)]) else scores
     for fold in range(folds):
         p_values[index == fold] = tail_p_values(judged[index == fold])
-    return Audit(inputs.ids, scores, index, p_values, adjusted(p_values, "bh"), q)
+    p_value, members = group_of(detector, opened, inputs, seed)
+    return Audit(inputs.ids, scores, index, p_values, adjusted(p_values, "bh"), q, members, p_value)
+
+
+def group_of(detector: Detector, model: OpenModel, inputs: Inputs, seed: int) -> tuple[float, npt.NDArray[np.bool_]]:
+    """A p-value for "no minority stands apart", and (n,) its members, by the signature fitted on all inputs."""
+    signature = within_memory(model, lambda: detector.signature.fit(model, inputs, seed))
+    donors = donor_digests(signature)
+    kept = np.flatnonzero([content not in donors for content in inputs.digests])
+    p_value, found = apart(rows_of(signature, detector.signature, model, None, inputs[kept]).values)
+    members = np.zeros(len(inputs), dtype=bool)
+    members[kept[found]] = True
+    return p_value, members
 
 
 def scores_by_fold(

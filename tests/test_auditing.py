@@ -35,6 +35,19 @@ def test_donors_are_left_out_of_what_is_normal():
 def test_nothing_is_named_among_inputs_that_are_all_alike():
     found = cm.audit(Detector(Activations()), MADE.model, MADE.trusted, q=0.05)
     assert len(found.unlike) <= 2 and "Audit(" in repr(found)
+    assert not found.apart and "apart" not in repr(found) + str(found)
+
+
+def test_a_fifth_of_another_kind_is_reported_as_a_group():
+    """They are no outliers: the reference has learned them."""
+    bad = torch.randn(30, 12, generator=torch.Generator().manual_seed(4)) + 6
+    good = torch.randn(20, 12, generator=torch.Generator().manual_seed(5))
+    rows = torch.cat([MADE.trusted.main, good, bad])
+    names = [*(f"t{i}" for i in range(120)), *(f"bad{i}" for i in range(30))]
+    found = cm.audit(Detector(Activations()), MADE.model, Inputs.of(rows, ids=names, blocks=MADE.trusted.blocks))
+    assert len(set(found.apart) & set(names[120:])) > 20 and len(set(found.apart) - set(names[120:])) < 3
+    assert found.group_p_value < 0.01 and found.apart[0] in str(found)
+    assert f"{len(found.apart)} apart as a group" in repr(found) and "stand apart" in str(found)
 
 
 def test_a_copy_does_not_vouch_for_its_original():

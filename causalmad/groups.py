@@ -1,0 +1,173 @@
+"""Groups: whether a minority of rows stands apart from the rest, and which rows that are."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+LEVEL = 0.01  # of the test for a group
+_DIRECTIONS = 10
+_MOST = 1 / 3  # of the rows: what is more is no minority
+_WHOLE = 0.05  # a rest with a smaller p-value falls into groups itself
+
+
+def apart(rows: npt.ArrayLike) -> tuple[float, Mask]:
+    """A p-value for "no minority stands apart", and which of the rows it is.
+
+    Columns are standardised and the rows projected to their ten leading principal components: many rows that differ
+    from the rest in one way make a direction of much variance (Tran, Li, Madry 2018). Each projection is tested for
+    having one mode only by Hartigan's dip, and the smallest p-value is multiplied by their number. On the most
+    significant one, the cut with the largest variance between its sides divides the rows. It counts where the smaller
+    side has at most a third of them, and where the others hang together, that is, show no groups in the same test: data
+    of many classes falls into groups everywhere, and none of them is special.
+
+    A share s of n rows can be seen from about s = 1.5 / sqrt(n) on: 15 % of 100, 5 % of 1000.
+
+    Args:
+        rows: (n, d) numbers.
+
+    Returns:
+        The p-value, 1 where nothing of the kind is there, and (n,) the members; none where it is above 0.01.
+
+    References:
+        Hartigan, Hartigan 1985, The dip test of unimodality (Annals of Statistics 13).
+        Tran, Li, Madry 2018, Spectral signatures in backdoor attacks, arXiv 1811.00636.
+    """
+    values = np.asarray(rows, dtype=np.float64)
+    p_value, members = _split(values)
+    nobody = np.zeros(len(values), dtype=bool)
+    if p_value > LEVEL:
+        return p_value, nobody
+    if members.mean() > _MOST or _split(values[~members])[0] <= _WHOLE:
+        return 1.0, nobody
+    return p_value, members
+
+
+def dip(values: npt.ArrayLike) -> float:
+    """The distance, as the largest difference, of the distribution of some numbers to the nearest one with one mode.
+
+    The algorithm is that of the paper: within an interval that holds the mode, the greatest convex minorant left of it
+    and the least concave majorant right of it are as near as can be; the interval shrinks to where these two are
+    farthest apart, until they are nearer than what lies outside deviates by already. Numbers count to nine digits of
+    their range, and equal ones as if spread over half of the last: many of them may well be the mode, such as the zeros
+    of a ReLU. That adds at most 1 / 2n.
+
+    Args:
+        values: (n,) finite numbers.
+
+    References:
+        Hartigan, Hartigan 1985, The dip test of unimodality (Annals of Statistics 13).
+    """
+    points = _spread(np.asarray(values, dtype=np.float64))
+    above = np.arange(1, len(points) + 1) / max(len(points), 1)
+    below = above - 1 / max(len(points), 1)
+    found = 1 / max(len(points), 1)
+    while len(points) > 1:
+        convex, concave = _minorant(points, below), _minorant(points, -above)
+        under = np.interp(points, points[convex], below[convex])
+        over = np.interp(points, points[concave], above[concave])
+        # The widest gap is at a corner of one of them; the interval ends at the nearest corner of the other.
+        first, second = over[convex] - below[convex], above[concave] - under[concave]
+        if first.max() > second.max():
+            gap, low = float(first.max()), int(convex[first.argmax()])
+            high = int(concave[np.searchsorted(concave, low)])
+        else:
+            gap, high = float(second.max()), int(concave[second.argmax()])
+            low = int(convex[np.searchsorted(convex, high, side="right") - 1])
+        if gap <= found:
+            break
+        outside = (above - under)[: low + 1].max(), (over - below)[high:].max()
+        found = max(found, float(outside[0]), float(outside[1]))
+        if low == 0 and high == len(points) - 1:
+            break
+        points, above, below = points[low : high + 1], above[low : high + 1], below[low : high + 1]
+    return found / 2
+
+
+def dip_p_value(found: float, count: int) -> float:
+    """The probability of at least such a dip of so many uniform numbers, which dip most of all that have one mode.
+
+    ``5.07 exp(-16 n dip^2)`` is right within a fifth for 4000 numbers where it is from 0.5 to 0.001, and too large for
+    fewer numbers and beyond.
+
+    Args:
+        found: the dip.
+        count: of how many numbers.
+    """
+    return float(min(1.0, 5.07 * np.exp(-16.0 * count * found**2)))
+
+
+def _split(values: Floats) -> tuple[float, Mask]:
+    """The p-value for one mode in all directions, and the smaller side of the cut in the most significant one."""
+    found = [(dip(scores), scores) for scores in _directions(values).T]
+    if not found:
+        return 1.0, np.zeros(len(values), dtype=bool)
+    most, scores = max(found, key=lambda pair: pair[0])
+    return min(1.0, len(found) * dip_p_value(most, len(values))), _smaller_side(scores, most)
+
+
+def _directions(values: Floats) -> Floats:
+    """(n, k) the rows along the leading principal components of the standardised columns."""
+    centred = values - values.mean(0)
+    unit = centred.std(0)
+    varies = np.isfinite(unit) & (unit > 1e-6 * np.abs(values).max(0, initial=0.0))
+    scaled = centred[:, varies] / unit[varies]
+    if not scaled.size:
+        return np.empty((len(values), 0))
+    # Of the two Gram matrices the smaller one has the same eigenvalues.
+    if scaled.shape[0] < scaled.shape[1]:
+        sizes, vectors = np.linalg.eigh(scaled @ scaled.T)
+        scores = vectors * np.sqrt(np.maximum(sizes, 0.0))
+    else:
+        sizes, vectors = np.linalg.eigh(scaled.T @ scaled)
+        scores = scaled @ vectors
+    leading = np.argsort(-sizes, kind="stable")[:_DIRECTIONS]
+    kept: Floats = scores[:, leading[sizes[leading] > 1e-8 * sizes.max()]]
+    return kept
+
+
+def _smaller_side(scores: Floats, least: float) -> Mask:
+    """(n,) the smaller side of the cut with the largest variance between its sides.
+
+    Args:
+        scores: (n,) numbers.
+        least: share of the numbers on either side; a dip is at most half the share of a group.
+    """
+    ordered, count = np.sort(scores), len(scores)
+    lower = np.arange(1, count)
+    left = np.cumsum(ordered)[:-1]
+    between = lower * (count - lower) * (left / lower - (ordered.sum() - left) / (count - lower)) ** 2
+    between[np.minimum(lower, count - lower) < least * count] = -1.0
+    at = int(between.argmax())
+    high = scores > (ordered[at] + ordered[at + 1]) / 2
+    side: Mask = high if 2 * high.sum() < count else ~high
+    return side
+
+
+def _spread(values: Floats) -> Floats:
+    """(n,) ascending numbers, all different: places in the range, in billionths."""
+    ordered = np.sort(values)
+    if not len(ordered):
+        return ordered
+    width = ordered[-1] - ordered[0]
+    place = np.round((ordered - ordered[0]) / (width or 1.0) * 1e9)
+    _, count = np.unique(place, return_counts=True)
+    spread: Floats = place + np.concatenate([np.arange(number) / (2 * number) for number in count])
+    return spread
+
+
+def _minorant(points: Floats, heights: Floats) -> npt.NDArray[np.int64]:
+    """The corners of the greatest convex function below some points, from left to right."""
+    x, y = points.tolist(), heights.tolist()
+    corners: list[int] = []
+    for new in range(len(x)):
+        while len(corners) > 1:
+            first, last = corners[-2], corners[-1]
+            if (y[last] - y[first]) * (x[new] - x[first]) < (y[new] - y[first]) * (x[last] - x[first]):
+                break
+            corners.pop()
+        corners.append(new)
+    return np.asarray(corners, dtype=np.int64)
