@@ -3,6 +3,7 @@
     python -m tests.faults                       # all kinds; those that are in the file already are left out
     python -m tests.faults --only kills/monitor models --again
     python -m tests.faults --mutations 10000 --kills 200
+    python -m tests.faults --only fuzz           # needs `pip install atheris`; left out without it
 
 Kinds are written to the file one by one, so that a campaign that was stopped goes on where it was.
 """
@@ -11,19 +12,27 @@ from __future__ import annotations
 
 import argparse
 import collections
+import fcntl
+import importlib.util
 import json
 import logging
 import os
 import random
+import re
+import resource
+import subprocess
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from causalmad.whole import write_whole
 
 OUT = Path("benchmarks") / "faults.json"
 # Shares of all mutations and of all kills.
@@ -31,6 +40,7 @@ MUTATIONS = {"shard": 0.06, "log": 0.05, "flags": 0.05, "trained model": 0.08, "
 DETECTORS = 0.4
 KILLS = {"bench, two processes": 0.01, "bench": 0.09, "fit and save": 0.16}
 SEED = 20_000
+FUZZED = ("lines", "monitor", "log", "circuit", "hypothesis", "description", "tensors", "shard")
 
 
 def mutations(name: str, count: int) -> dict[str, Any]:
@@ -87,7 +97,27 @@ def cases(each: Iterable[Callable[[], Any]]) -> dict[str, Any]:
     return {"tried": len(said), "failed": len(wrong), "cases": said, "first failures": wrong[:5]}
 
 
-def kinds(mutation_count: int, kill_count: int) -> dict[str, Callable[[], dict[str, Any]]]:
+def fuzz(name: str, seconds: int) -> dict[str, Any]:
+    """A coverage-guided run over one reader, in a process of its own that ends at its first crash."""
+    with TemporaryDirectory() as folder:
+        given = ("-seed=1", f"-max_total_time={seconds}", f"-artifact_prefix={folder}/", "-print_final_stats=1")
+        command = [sys.executable, "-m", "tests.faults.fuzz", name, *given]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        said = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        crashes = [path.read_bytes()[:2000].hex() for path in Path(folder).iterdir()]
+    count = re.search(r"stat::number_of_executed_units:\s*(\d+)", said.stderr)
+    failed = said.returncode != 0 or count is None
+    return {
+        "tried": int(count.group(1)) if count else 0,
+        "failed": int(failed),
+        "seconds of the processor": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "atheris": version("atheris"),
+        "first failures": [*crashes, said.stderr[-2000:]] if failed else [],
+    }
+
+
+def kinds(mutation_count: int, kill_count: int, fuzz_seconds: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """Every kind by its name."""
     from tests.faults import data, detectors, models, plain, surroundings
     from tests.faults.kills import VICTIMS
@@ -107,7 +137,11 @@ def kinds(mutation_count: int, kill_count: int) -> dict[str, Callable[[], dict[s
         run = kills if names is shared[1][2] else mutations
         prefix = "kills" if run is kills else "mutations"
         found |= {f"{prefix}/{name}": partial(run, name, counts[name]) for name in names}
-    return {**found, "data": partial(cases, data.FULL)}
+    found["data"] = partial(cases, data.FULL)
+    if importlib.util.find_spec("atheris") is None:
+        sys.stderr.write("fuzz: left out, for there is no atheris\n")
+        return found
+    return {**found, **{f"fuzz/{name}": partial(fuzz, name, fuzz_seconds) for name in FUZZED}}
 
 
 def page(data: dict[str, Any]) -> str:
@@ -119,6 +153,15 @@ def page(data: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def write(out: Path, name: str, found: dict[str, Any], versions: dict[str, str]) -> None:
+    """Put one kind in place of the one of its name; another process may write other kinds at the same time."""
+    with (out.parent / ".results.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kinds = {**(json.loads(out.read_text())["kinds"] if out.exists() else {}), name: found}
+        total = {key: sum(each[key] for each in kinds.values()) for key in ("tried", "failed")}
+        write_whole(out, [json.dumps({"total": total, "kinds": kinds, "versions": versions}, indent=1) + "\n"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
@@ -126,6 +169,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what is in the file already")
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--fuzz", type=int, default=120, metavar="SECONDS", help="for each reader")
     parser.add_argument("--page", action="store_true", help="print the table for the page, and try nothing")
     options = parser.parse_args()
     if options.page:
@@ -141,7 +185,7 @@ def main() -> None:
     torch.set_num_threads(1)
     out = options.out.resolve()
     done: dict[str, Any] = json.loads(out.read_text())["kinds"] if out.exists() else {}
-    for name, run in kinds(options.mutations, options.kills).items():
+    for name, run in kinds(options.mutations, options.kills, options.fuzz).items():
         if options.only and not any(name.startswith(each) for each in options.only):
             continue
         if name in done and not options.again:
@@ -152,11 +196,7 @@ def main() -> None:
         sys.stderr.write(f"{name}: {found['tried']} tried, {found['failed']} failed\n")
         for line in found["first failures"]:
             sys.stderr.write(f"    {line}\n")
-        # Another process may do other kinds meanwhile.
-        done |= {} if not out.exists() else {k: v for k, v in json.loads(out.read_text())["kinds"].items() if k != name}
-        total = {key: sum(each[key] for each in done.values()) for key in ("tried", "failed")}
-        text = json.dumps({"total": total, "kinds": done, "versions": versions()}, indent=1)
-        out.write_text(text + "\n")
+        write(out, name, done[name], versions())
 
 
 if __name__ == "__main__":

@@ -106,20 +106,15 @@ def duplicate_ids() -> None:
 
 
 def contaminated_trusted_set() -> dict[str, float]:
-    """One trusted input in five is of another kind: an audit that is not led by them says so, and names only those.
-
-    Robust covariances are what it takes: with the default, so many bad inputs are taken for a direction in which normal
-    inputs vary, and none is named.
-    """
+    """One trusted input in five is of another kind: the audit says that so many stand apart, and which."""
     draw = torch.Generator().manual_seed(4)
     bad = torch.randn(30, 12, generator=draw) + 6
     mixed = Inputs.of(torch.cat([MADE.trusted.main, bad]), ids=[*map(str, range(120)), *(f"bad{i}" for i in range(30))])
-    detector = Detector(cm.signatures.Activations(), cm.references.Mahalanobis("robust"))
-    said = cm.audit(detector, MADE.model, mixed)
-    named = [key for key in said.unlike if key.startswith("bad")]
-    if len(named) < 6 or len(named) < 0.8 * len(said.unlike):
-        raise Fault(f"the audit names {len(named)} of 30 bad inputs, among {len(said.unlike)}")
-    return {"bad": 30, "named": len(said.unlike), "of them bad": len(named)}
+    said = cm.audit(Detector(cm.signatures.Activations()), MADE.model, mixed)
+    named = [key for key in said.apart if key.startswith("bad")]
+    if len(named) < 0.8 * 30 or len(named) < 0.8 * len(said.apart) or "stand apart" not in str(said):
+        raise Fault(f"the audit names {len(named)} of 30 bad inputs, among {len(said.apart)}")
+    return {"bad": 30, "named": len(said.apart), "of them bad": len(named)}
 
 
 def constant_signatures() -> None:
@@ -152,21 +147,22 @@ def one_trusted_input() -> None:
                 raise Fault(f"{count} trusted inputs: {found.scores[:3]}")
 
 
-def _endless(count: int, folder: Path) -> Path:
-    """A file of inputs, some of which come again and again."""
+def _endless(count: int, folder: Path, named: bool) -> Path:
+    """A file of inputs that come again and again, with an id for each or without."""
     path = folder / "in.jsonl"
-    rows = [json.dumps({"x": [round(v, 3) for v in row.tolist()]}) for row in MADE.fresh.main]
+    rows = [json.dumps([round(v, 3) for v in row.tolist()]) for row in MADE.fresh.main]
     with path.open("w") as file:
-        file.writelines(f"{row}\n" for row in itertools.islice(itertools.cycle(rows), count))
+        for number, row in enumerate(itertools.islice(itertools.cycle(rows), count)):
+            file.write(f'{{"id": "r{number}", "x": {row}}}\n' if named else f'{{"x": {row}}}\n')
     return path
 
 
-def a_long_stream(count: int = 20_000, room: int = 200 << 20) -> dict[str, float]:
-    """So many inputs from a file to a file: memory grows by hashes of ids alone, and no line is lost."""
+def a_long_stream(count: int = 20_000, named: bool = False, room: int = 48 << 20) -> dict[str, float]:
+    """So many inputs from a file to a file: memory stays as it is, and no line is lost."""
     fitted = Detector(cm.signatures.Activations()).fit(MADE.model, MADE.trusted)
     opened = open_model(fitted.model, batch_size=1024)
     with TemporaryDirectory() as name:
-        path, out = _endless(count, Path(name)), Path(name) / "out.jsonl"
+        path, out = _endless(count, Path(name), named), Path(name) / "out.jsonl"
         work = Work(fitted, 0.2, "none", 0, lambda what, done, total: None, True)
 
         def score() -> Iterator[str]:
@@ -184,9 +180,14 @@ def a_long_stream(count: int = 20_000, room: int = 200 << 20) -> dict[str, float
                 ids.add(hash(line.partition(",")[0]))
         if seen != count or len(ids) != count or tally.count != count:
             raise Fault(f"{seen} lines, {len(ids)} ids of {count} inputs")
-        if grown > room + 200 * count:
+        if grown > room:
             raise Fault(f"{grown / 2**20:.0f} MiB more for {count} inputs")
         return {"inputs": count, "MiB more": round(grown / 2**20, 1)}
+
+
+def a_long_stream_of_ids(count: int = 20_000) -> dict[str, float]:
+    """The same where every input has an id: of each a hash is kept, so that one that stands twice is found."""
+    return a_long_stream(count, named=True, room=(48 << 20) + 96 * count)
 
 
 def a_monitor_under_load(count: int = 2_000, size: int = 50, room: int = 64 << 20) -> dict[str, float]:
@@ -218,10 +219,12 @@ CASES: tuple[Callable[[], Any], ...] = (
     constant_signatures,
     one_trusted_input,
     a_long_stream,
+    a_long_stream_of_ids,
     a_monitor_under_load,
 )
 FULL: tuple[Callable[[], Any], ...] = (
-    *CASES[:-2],
+    *CASES[:-3],
     partial(a_long_stream, 1_000_000),
+    partial(a_long_stream_of_ids, 1_000_000),
     partial(a_monitor_under_load, 200_000, 500),
 )

@@ -8,7 +8,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ from causalmad.evaluation import controls
 from causalmad.evaluation.bench import bench
 from causalmad.evaluation.logs import read_logs
 from causalmad.evaluation.suites import Suite
+from causalmad.evaluation.workers import workers
 from causalmad.models import open_model
 from causalmad.rows import chunked, each_row
 from causalmad.testing.toys import toy
@@ -286,12 +287,12 @@ class Bench(Victim):
 
     def run(self, folder: Path) -> None:
         bench_module.parse_spec = lambda kind, text: Stub(trusted=60)
-        bench_module.ProcessPoolExecutor = Inline  # type: ignore[misc]
+        bench_module.workers = Inline  # type: ignore[assignment]
         controls.control_aurocs, known = lambda data, seed: {}, controls.control_aurocs  # they take most of the time
         try:
             bench(self.suite(("stub",)), folder / "out")
         finally:
-            bench_module.parse_spec, bench_module.ProcessPoolExecutor = parse_spec, ProcessPoolExecutor
+            bench_module.parse_spec, bench_module.workers = parse_spec, workers
             controls.control_aurocs = known
 
     def suite(self, tasks: tuple[str, ...]) -> Suite:

@@ -13,8 +13,8 @@ SLOW = {
     "is_compiled",
     "changes_its_output_shape_under_every_signature",
     "a_long_stream",
+    "a_long_stream_of_ids",
     "constant_signatures",
-    "contaminated_trusted_set",
 }
 
 

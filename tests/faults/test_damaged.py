@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as draws
 
 from tests.faults import detectors, plain
+from tests.faults.__main__ import page
 from tests.faults.watch import Fault, judge
 
 SEEDS = draws.integers(0, 10**6)
@@ -70,3 +72,13 @@ def test_the_watch_sees_what_it_should(tmp_path: Path) -> None:
         assert found.kind == "fault" and said in found.detail, (said, found)
     (tmp_path.parent / "outside.txt").unlink()
     assert judge(lambda: None, tmp_path).kind == "right"
+
+
+def test_the_page_has_the_figures_of_the_campaign() -> None:
+    root = Path(__file__).parents[2]
+    data = json.loads((root / "benchmarks" / "faults.json").read_text())
+    text = (root / "docs" / "explanation" / "faults.md").read_text()
+    assert page(data) in text
+    assert data["total"]["failed"] == 0
+    for kind, least in (("mutations/", 10_000), ("kills/", 200)):
+        assert sum(each["tried"] for name, each in data["kinds"].items() if name.startswith(kind)) >= least
