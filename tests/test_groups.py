@@ -2,42 +2,25 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as draws
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
-from causalmad.groups import apart, dip, dip_p_value
-from tests.twins import dip as twin
+from causalmad.groups import apart
 
-NUMBERS = draws.lists(draws.integers(-6, 6) | draws.floats(-5, 5, width=32), min_size=1, max_size=14)
-
-
-@settings(deadline=None, max_examples=50)
-@given(NUMBERS)
-def test_the_dip_is_that_of_its_definition(values):
-    """Equal numbers are spread, which adds a step of one number at most."""
-    found, wanted = dip(values), twin.dip(values)
-    assert wanted - 1e-6 <= found <= wanted + 0.5 / len(values) + 1e-6
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_without_ties_the_dip_is_exactly_that(seed):
-    draw = np.random.default_rng(seed)
-    values = draw.normal(size=18) + (5 * (draw.random(18) < 0.3) if seed % 2 else 0)
-    assert dip(values) == pytest.approx(twin.dip(values), abs=1e-7)
-    assert dip(values[::-1] * 3 - 7) == pytest.approx(dip(values), abs=1e-7)
-    assert dip(-values) == pytest.approx(dip(values), abs=1e-7)
-
-
-def test_p_values_of_dips_hold_for_uniform_numbers_and_for_zeros_of_a_relu():
+def test_zeros_of_a_relu_are_no_group():
     draw = np.random.default_rng(0)
-    for count in (30, 150):
-        p = np.array([dip_p_value(dip(draw.random(count)), count) for _ in range(600)])
-        assert (p <= 0.1).mean() < 0.12 and (p <= 0.01).mean() < 0.02
-        assert (p <= 0.1).mean() > 0.02
-    relu = [dip_p_value(dip(np.maximum(draw.normal(size=200), 0)), 200) for _ in range(50)]
-    assert min(relu) > 0.1
+    assert not any(apart(np.maximum(draw.normal(size=(200, 1)), 0))[1].any() for _ in range(20))
+
+
+def test_clean_rows_are_reported_about_as_often_as_the_level_says():
+    draw = np.random.default_rng(0)
+    assert sum(apart(draw.random((100, 5)))[0] <= 0.1 for _ in range(200)) <= 30
+
+
+def test_more_rows_than_the_dip_has_p_values_for(recwarn):
+    rows, odd = mixture(0, 80_000, 0.1, columns=8)
+    members = apart(rows)[1]
+    assert (members == odd).mean() > 0.98 and not recwarn
 
 
 def mixture(seed, count, share, columns=20, shift=9.0):
