@@ -7,6 +7,7 @@ from sklearn.neural_network import MLPClassifier
 
 from causalmad.groups import apart
 
+
 def test_zeros_of_a_relu_are_no_group():
     draw = np.random.default_rng(0)
     assert not any(apart(np.maximum(draw.normal(size=(200, 1)), 0))[1].any() for _ in range(20))
