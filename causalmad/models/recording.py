@@ -73,7 +73,7 @@ class Recording:
 
 @contextmanager
 def recorded(module: nn.Module, places: Iterable[Place], count: int) -> Iterator[Recording]:
-    """Records a run: the parts beside the ways to some places, each once.
+    """Records a run: the parts on the ways to some places and beside them, each once.
 
     Args:
         module: the plain module.
@@ -83,10 +83,11 @@ def recorded(module: nn.Module, places: Iterable[Place], count: int) -> Iterator
     wanted = list(places)
     inside = {above for place in wanted for above in _above(place.path)}
     parts = dict(module.named_modules())
-    beside = {path for path in parts if path and path.rpartition(".")[0] in inside and path not in inside}
+    # What holds a place is given again where a later place is edited.
+    near = {path for path in parts if path and path.rpartition(".")[0] in inside}
     ends = {place.path for place in wanted if place.path and place.path in parts}
     # A part without parameters costs little, and may hold what does not go by rows.
-    kept = {path for path in beside | ends if next(parts[path].parameters(), None) is not None}
+    kept = {path for path in near | ends if next(parts[path].parameters(), None) is not None}
     recording = Recording(kept, count)
 
     def noting(path: str, run: Callable[..., Any]) -> Callable[..., Any]:

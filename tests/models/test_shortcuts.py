@@ -99,16 +99,22 @@ def test_only_what_an_edit_can_change_runs(model_of: Models, prompts: Any) -> No
     module = deepcopy(model_of("gpt2"))
     seen: list[tuple[str, int]] = []
 
-    def noting(path: str, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda value: seen.append((path, value.shape[1])) or run(value)  # type: ignore[func-returns-value]
+    def noting(path: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(value: Tensor, *args: Any, **kwargs: Any) -> Any:
+            seen.append((path, value.shape[1]))
+            return run(value, *args, **kwargs)
 
-    for path in ("transformer.h.0.mlp.c_fc", "transformer.h.1.attn.c_attn", "transformer.h.1.mlp.c_fc"):
+        return forward
+
+    ran = ("h.0.attn", "h.0.attn.c_proj", "h.0.mlp.c_fc", "h.1.attn.c_attn", "h.1.mlp.c_fc")
+    for path in (f"transformer.{each}" for each in ran):
         part = module.get_submodule(path)
         part.forward = noting(path, part.forward)
     model = open_model(module)
     batch = next(model.batches(model.inputs(prompts)))
-    place = Place("transformer.h.1.attn.c_proj", "input")
-    shortcuts = Shortcuts(model, [place])
+    places = [Place(f"transformer.h.{layer}.attn.c_proj", "input") for layer in range(2)]
+    place = places[1]
+    shortcuts = Shortcuts(model, places)
     clean = shortcuts.clean(batch)
     seen.clear()
     shortcuts.logits(clean, torch.tensor([0]), noise(place))
