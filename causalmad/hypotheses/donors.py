@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from causalmad.errors import FitError
 from causalmad.inputs import Batch, Inputs
@@ -74,26 +75,46 @@ def align(donors: Tensor, donor_mask: Tensor | None, which: Tensor, batch: Batch
         which: (batch,) donor of each row.
         batch: the rows; where a row is longer than its donor, the donor is read again from its end.
     """
-    return aligner(donor_mask, which, batch)(donors)
+    if donor_mask is None or batch.mask is None or donors.ndim < 2 or donors.shape[1] != donor_mask.shape[1]:
+        return donors[which]
+    return donors[which.to(donors.device)[:, None], _columns(donor_mask, which, batch.mask)]
 
 
-def aligner(donor_mask: Tensor | None, which: Tensor, batch: Batch) -> Callable[[Tensor], Tensor]:
-    """:func:`align` of values at any number of places, for the same donors and rows."""
+def averager(donor_mask: Tensor | None, which: Tensor, batch: Batch) -> Callable[[Tensor], Tensor]:
+    """The mean over several donors of :func:`align`, at any number of places for the same donors and rows.
+
+    Args:
+        donor_mask: (donors, positions) real tokens of the donors, or None.
+        which: (batch, donors) the donors of each row.
+        batch: the rows.
+
+    Returns:
+        From (donors, positions, width) values to their means (batch, positions, width), in single precision where the
+        model has less: sums over positions and features would be rounded away.
+    """
     if donor_mask is None or batch.mask is None:
-        return lambda donors: donors[which]
-    width = donor_mask.shape[1]
-    from_end = _from_end(batch.mask)
+        return lambda donors: _wide(donors)[which].mean(1)
+    columns = [_columns(donor_mask, donor, batch.mask) for donor in which.unbind(1)]
+    index = which[:, None, :] * donor_mask.shape[1] + torch.stack(columns, -1)
+
+    def averaged(donors: Tensor) -> Tensor:
+        rows = index.flatten(0, 1).to(donors.device)
+        means: Tensor = embedding_bag(rows, _wide(donors).flatten(0, 1), mode="mean")
+        return means.reshape(*index.shape[:2], -1)
+
+    return averaged
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _columns(donor_mask: Tensor, which: Tensor, mask: Tensor) -> Tensor:
+    """(batch, positions) the column of each row's donor that is as far from its end, read again where it is shorter."""
     lengths = donor_mask.sum(-1)[which]
     start = donor_mask.long().argmax(-1)[which]
-    back = from_end.clamp(min=0) % lengths[:, None]
-    index = (start + lengths - 1)[:, None] - back
-
-    def aligned(donors: Tensor) -> Tensor:
-        if donors.ndim < 2 or donors.shape[1] != width:
-            return donors[which]
-        return donors[which.to(donors.device)[:, None], index]
-
-    return aligned
+    back = _from_end(mask).clamp(min=0) % lengths[:, None]
+    return (start + lengths - 1)[:, None] - back
 
 
 def _from_end(mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from causalmad.hypotheses.computation import Computation, Part, plain, weights
-from causalmad.hypotheses.donors import aligner
+from causalmad.hypotheses.donors import averager
 from causalmad.hypotheses.edges import EdgePatcher
 from causalmad.inputs import Batch
 from causalmad.models.base import Run
@@ -72,14 +72,11 @@ class EdgeAttributor:
     def _apart(self, batch: Batch, which: Tensor, clean: Mapping[Place, Tensor]) -> Tensor:
         """(senders, batch, positions, width) the donors' mean values minus the clean ones, zero at padding."""
         graph = self.patcher.computation
-        found, donors = None, [aligner(self.patcher.donor_batch.mask, donor, batch) for donor in which.unbind(1)]
+        found, mean = None, averager(self.patcher.donor_batch.mask, which, batch)
         # What is written is linear in the activation where it is written: the donors are averaged there.
         for part in (None, *(part for part in graph.parts if part.writes is not None)):
             place = graph.source if part is None or part.writes is None else part.writes
-            total = torch.zeros((), device=clean[place].device)
-            for donor in donors:
-                total = total + donor(self.patcher.values[place]).to(_wide(clean[place])) / len(donors)
-            gap = total - clean[place]
+            gap = mean(self.patcher.values[place]) - clean[place]
             if batch.mask is not None:
                 gap = gap.masked_fill(~batch.mask[:, :, None], 0)
             if found is None:
@@ -118,10 +115,10 @@ class EdgeAttributor:
     def _run(self, batch: Batch, target: Target, edits: Mapping[Place, Patch] | None = None) -> Run:
         """A run with everything read that scores need; each receiver's gradient is that of its own reading."""
         graph = self.patcher.computation
-        slots = {slot.place: None for part in graph.parts for slot in part.slots}
-        changes = {part.norm: Tensor.clone for part in graph.parts if not part.slots}
+        slots = dict.fromkeys(slot.place for part in graph.parts for slot in part.slots)
+        sloped = (*slots, *(part.norm for part in graph.parts if not part.slots))
         read = (*graph.places, *slots, *(part.norm for part in graph.parts))
-        return self.patcher.model.run(batch, read=read, edits={**changes, **(edits or {})}, target=target)
+        return self.patcher.model.run(batch, read=read, sloped=sloped, edits=edits, target=target)
 
     def _products(self, run: Run, gap: Tensor) -> Tensor:
         """(batch, senders, receivers) gaps times gradients, one part's receivers at a time."""
@@ -133,11 +130,6 @@ class EdgeAttributor:
             scores = torch.bmm(moved[:, : part.upstream], slopes.permute(1, 2, 0))
             found[:, : part.upstream, part.receivers.start : part.receivers.stop] = scores
         return found
-
-
-def _wide(value: Tensor) -> torch.dtype:
-    """Single precision where the model has less: sums over positions and features would be rounded away."""
-    return torch.promote_types(value.dtype, torch.float32)
 
 
 def _slopes(graph: Computation, part: Part, run: Run) -> Tensor:

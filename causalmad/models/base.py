@@ -52,6 +52,7 @@ class Engine(Protocol):
         kwargs: dict[str, Any],
         *,
         read: Sequence[Place],
+        sloped: Sequence[Place],
         edits: Mapping[Place, Patch],
         objective: Callable[[Any], tuple[Tensor, Tensor]] | None,
         output: bool,
@@ -63,8 +64,9 @@ class Engine(Protocol):
             args: positional arguments of the model.
             kwargs: keyword arguments of the model.
             read: places to read, each a whole tensor.
+            sloped: those of them at which the gradient is wanted.
             edits: place -> what it is replaced by; reads see the edited value.
-            objective: from the module's output to (logits, scalar), the scalar's gradient being wanted at ``read``.
+            objective: from the module's output to (logits, scalar), the scalar's gradient being wanted at ``sloped``.
             output: whether the output is wanted; without it the run may stop after the last read.
         """
         ...
@@ -175,6 +177,7 @@ class OpenModel:
         output: bool = True,
         position: int | str = -1,
         extra: Mapping[str, Any] | None = None,
+        sloped: Sequence[Place] | None = None,
     ) -> Run:
         """One run of the model: capture, gradients and edits are all this.
 
@@ -187,13 +190,16 @@ class OpenModel:
             output: whether the logits are wanted; without them the run stops after the last read.
             position: token position at which a sequence of logits is read.
             extra: more keyword arguments of the model, such as ``past_key_values``.
+            sloped: where the gradient is wanted, by default at all of ``read``; they are read as well.
 
         Raises:
             SiteError: when a place is never reached, or has no tensor.
             ModelError: when the output holds no logits.
         """
         objective, read_already = None, list[Tensor]()
+        slopes: tuple[Place, ...] = ()
         if target is not None:
+            slopes = tuple(read if sloped is None else sloped)
             question = as_target(target)
 
             def objective(result: Any) -> tuple[Tensor, Tensor]:
@@ -212,7 +218,8 @@ class OpenModel:
                         self.module,
                         tuple(map(_ordinary, args)),
                         {name: _ordinary(value) for name, value in kwargs.items()},
-                        read=tuple(read),
+                        read=tuple(dict.fromkeys((*read, *slopes))),
+                        sloped=slopes,
                         edits=_after(standing, edits or {}),
                         objective=objective,
                         output=output,

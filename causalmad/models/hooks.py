@@ -39,13 +39,14 @@ class Hooks:
         kwargs: dict[str, Any],
         *,
         read: Sequence[Place],
+        sloped: Sequence[Place],
         edits: Mapping[Place, Callable[[Tensor], Tensor]],
         objective: Callable[[Any], tuple[Tensor, Tensor]] | None,
         output: bool,
     ) -> tuple[Any, dict[Place, Tensor], dict[Place, Tensor]]:
         """See :class:`causalmad.models.base.Engine`."""
         for private in (False, True):
-            visit = _Visit(module, read, edits, gradients=objective is not None, private=private)
+            visit = _Visit(module, read, sloped, edits, private=private)
             result, values, grads = visit.run(args, kwargs, objective, output or objective is not None)
             # A later in-place operation overwrote what was read: once more, with copies.
             if not visit.overwritten():
@@ -60,12 +61,12 @@ class _Visit:
         self,
         module: nn.Module,
         read: Sequence[Place],
+        sloped: Sequence[Place],
         edits: Mapping[Place, Callable[[Tensor], Tensor]],
-        gradients: bool,
         private: bool,
     ) -> None:
-        self.module, self.edits, self.gradients, self.private = module, edits, gradients, private
-        self.read = dict.fromkeys(read)
+        self.module, self.edits, self.private = module, edits, private
+        self.read, self.sloped = dict.fromkeys(read), dict.fromkeys(sloped)
         self.values: dict[Place, Tensor] = {}
         self.versions: dict[Place, int] = {}
         self.calls: dict[Place, int] = {}
@@ -90,11 +91,11 @@ class _Visit:
                 pass
         # What comes after the last read plays no part where the output is not wanted.
         require_reached(list(self.read) if self.early else [*self.read, *self.edits], self.calls)
-        if objective is None or not self.read:
+        if objective is None or not self.sloped:
             return result, {place: value.detach() for place, value in self.values.items()}, {}
         with torch.enable_grad():
             _, scalar = objective(result)
-        grads = dict(zip(self.read, slopes(scalar, [self.values[place] for place in self.read]), strict=True))
+        grads = dict(zip(self.sloped, slopes(scalar, [self.values[place] for place in self.sloped]), strict=True))
         return result, {place: value.detach() for place, value in self.values.items()}, grads
 
     def overwritten(self) -> bool:
@@ -128,9 +129,8 @@ class _Visit:
             value = edited(place, value, self.edits[place])
         if place not in self.read:
             return value
-        if self.gradients:
+        if place in self.sloped:
             require_gradient(place, value)
-        if self.gradients:
             # An alias of its own: what else reads the same tensor, as a residual stream goes on beside a layer, is no
             # part of the slope here, as an edit here does not reach it.
             value = value.view_as(value) if value.requires_grad else value.detach().requires_grad_(True)

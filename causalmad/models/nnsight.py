@@ -34,6 +34,7 @@ class Step(NamedTuple):
     place: Place
     edit: Callable[[Tensor], Tensor] | None
     wanted: bool
+    sloped: bool
 
 
 class Traces:
@@ -70,6 +71,7 @@ class Traces:
         kwargs: dict[str, Any],
         *,
         read: Sequence[Place],
+        sloped: Sequence[Place],
         edits: Mapping[Place, Callable[[Tensor], Tensor]],
         objective: Callable[[Any], tuple[Tensor, Tensor]] | None,
         output: bool,
@@ -77,7 +79,7 @@ class Traces:
         """See :class:`causalmad.models.base.Engine`."""
         from nnsight.intervention.interleaver import OutOfOrderError
 
-        call = _Call(args, kwargs, tuple(dict.fromkeys(read)), edits, objective, output)
+        call = _Call(args, kwargs, tuple(dict.fromkeys(read)), frozenset(sloped), edits, objective, output)
         options = {"remote": self.remote} if self.remote else {}
         with wrapped(module, self.handle, marked=bool(self.remote)) as envoy, shipped(bool(self.remote)):
             try:
@@ -103,6 +105,7 @@ class _Call(NamedTuple):
     args: tuple[Tensor, ...]
     kwargs: dict[str, Any]
     read: tuple[Place, ...]
+    sloped: frozenset[Place]
     edits: Mapping[Place, Callable[[Tensor], Tensor]]
     objective: Callable[[Any], tuple[Tensor, Tensor]] | None
     output: bool
@@ -123,7 +126,7 @@ def _ordered(
     early = not call.output and call.objective is None and bool(call.read)
     last = max(rank[place] for place in call.read) if early else len(order)
     steps = [
-        Step(envoys[id(places[place])], place, call.edits.get(place), place in call.read)
+        Step(envoys[id(places[place])], place, call.edits.get(place), place in call.read, place in call.sloped)
         for place in sorted(places, key=rank.__getitem__)
         if rank[place] <= last
     ]
@@ -133,7 +136,7 @@ def _ordered(
         if calls[id(places[step.place])] > 1:
             raise called_again(step.place)
     values = dict(zip((step.place for step in steps if step.wanted), found["values"], strict=True))
-    slope = dict(zip(values, found["grads"], strict=False))
+    slope = dict(zip((step.place for step in steps if step.sloped), found["grads"], strict=False))
     return found["result"], {p: values[p] for p in call.read}, {p: slope[p] for p in call.read if p in slope}
 
 
@@ -154,15 +157,17 @@ def _trace(
         # nnsight compiles this block from its source and, for a remote run, ships it with what it names.
         with envoy.trace(*args, **options, **kwargs) as tracer:
             found = nnsight.save({"result": None, "values": [], "grads": []})
-            kept = []
+            kept, leaves = [], []
             for step in steps:
                 if step.place.side == "input":
                     whole = step.envoy.inputs
                 else:
                     whole = step.envoy.output
-                before, value = visit(step, pick(whole, step.place), objective is not None)
+                before, value = visit(step, pick(whole, step.place))
                 if step.wanted:
                     kept.append(value)
+                if step.sloped:
+                    leaves.append(value)
                 # Later in-place operations must not overwrite what was read.
                 if value is not before or step.wanted:
                     after = swap(whole, step.place, value.clone() if step.wanted else value)
@@ -174,16 +179,16 @@ def _trace(
                 found["values"] = [value.detach() for value in kept]
                 tracer.stop()
             found["result"] = envoy.output
-            if objective is not None and kept:
-                found["grads"] = slopes(objective(found["result"])[1], kept)
+            if objective is not None and leaves:
+                found["grads"] = slopes(objective(found["result"])[1], leaves)
             found["values"] = [value.detach() for value in kept]
     return found
 
 
-def visit(step: Step, value: Tensor, slope: bool) -> tuple[Tensor, Tensor]:
+def visit(step: Step, value: Tensor) -> tuple[Tensor, Tensor]:
     """The value at a place as it was, and as the rest of the model shall see it."""
     new = value if step.edit is None else edited(step.place, value, step.edit)
-    if slope and step.wanted:
+    if step.sloped:
         require_gradient(step.place, new)
         # An alias of its own: what else reads the same tensor is no part of the slope here.
         new = new.view_as(new) if new.requires_grad else new.detach().requires_grad_(True)

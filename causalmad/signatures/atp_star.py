@@ -175,7 +175,8 @@ class FittedAtpStar:
         mlps = [site.place for site in seen.model.sites("mlps")]
         read = [place for layer in seen.layers for place in (layer.queries, layer.keys, layer.mask)]
         slopes_at = [(layer.pattern, layer.values, mlp) for layer, mlp in zip(seen.layers, mlps, strict=True)]
-        run = seen.model.run(batch, read=[*read, *(place for row in slopes_at for place in row)], target=target)
+        sloped = [place for row in slopes_at for place in row]
+        run = seen.model.run(batch, read=[*read, *sloped], sloped=sloped, target=target)
         distances = [
             self._distances(layer, mlp, run.values, batch, which) for layer, mlp in zip(seen.layers, mlps, strict=True)
         ]

@@ -34,7 +34,7 @@ def unit_tensors(
     group: Group, contributions: Mapping[Place, Tensor], places: Sequence[Place], batch: Batch
 ) -> dict[str, Tensor]:
     """What :func:`unit_sums` gives, as tensors through which gradients flow."""
-    values = {place: contributions[place].double() for place in places}
+    values = {place: _real(contributions[place], batch).double() for place in places}
     sizes = {place: value.abs() for place, value in values.items()}
     return {"sum": _reduce(group, values, places, batch), "size": _reduce(group, sizes, places, batch)}
 
@@ -45,7 +45,7 @@ def _reduce(group: Group, values: Mapping[Place, Tensor], places: Sequence[Place
     if group.masks:
         return _masked(group, values[places[0]], batch)
     if group.name.startswith("neurons"):
-        return _over_tokens(values[places[0]], batch)
+        return _over_tokens(values[places[0]])
     # Every place is added up once for all of its heads, whatever their number.
     heads: dict[tuple[Place, int], tuple[Tensor, ...]] = {}
     columns = []
@@ -54,11 +54,11 @@ def _reduce(group: Group, values: Mapping[Place, Tensor], places: Sequence[Place
         if len(site.heads) == 1 and site.head_count and value.ndim in (2, 3):
             key = site.place, site.head_count
             if key not in heads:
-                heads[key] = _over_tokens(value, batch).unflatten(-1, (site.head_count, -1)).sum(-1).unbind(1)
+                heads[key] = _over_tokens(value).unflatten(-1, (site.head_count, -1)).sum(-1).unbind(1)
             columns.append(heads[key][site.heads[0]])
         else:
             # A head's own axis, neurons and subspaces.
-            columns.append(_over_tokens(site.at(None).take(value, batch), batch).flatten(1).sum(-1))
+            columns.append(_over_tokens(site.at(None).take(value, batch)).flatten(1).sum(-1))
     return torch.stack(columns, dim=1)
 
 
@@ -72,12 +72,21 @@ def _masked(group: Group, value: Tensor, batch: Batch) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _over_tokens(value: Tensor, batch: Batch) -> Tensor:
-    """(batch, ...) summed over the real tokens, or over all positions where there are no tokens."""
-    if batch.mask is not None and value.ndim >= 3 and value.shape[1] == batch.mask.shape[1]:
-        keep = batch.mask.to(value.device).reshape(*batch.mask.shape, *[1] * (value.ndim - 2))
-        return torch.where(keep, value, 0).sum(1)
-    return value.sum(1) if value.ndim >= 3 else value
+def _real(value: Tensor, batch: Batch) -> Tensor:
+    """Zero at padding, whatever a model makes of it."""
+    if batch.mask is None or value.ndim < 3 or value.shape[1] != batch.mask.shape[1]:
+        return value
+    keep = batch.mask.to(value.device).reshape(*batch.mask.shape, *[1] * (value.ndim - 2))
+    return torch.where(keep, value, 0)
+
+
+def _over_tokens(value: Tensor) -> Tensor:
+    """(batch, ...) summed over the positions."""
+    if value.ndim < 3:
+        return value
+    # A product of matrices: many times as fast as a sum over an inner axis.
+    ones = value.new_ones(len(value), 1, value.shape[1])
+    return torch.bmm(ones, value.flatten(2)).reshape(len(value), *value.shape[2:])
 
 
 def _from_end(value: Tensor, batch: Batch) -> Tensor:

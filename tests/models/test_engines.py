@@ -50,6 +50,18 @@ def test_engines_agree(name: str, side: str, model_of: Models, prompts: object) 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_gradients_only_where_they_are_wanted(engine: str, model_of: Models, prompts: Any) -> None:
+    model = opened(model_of("gpt2"), engine)
+    batch = next(model.batches(model.inputs(prompts)))
+    places = [site.place for site in model.sites(["residual", "heads"])]
+    whole = model.run(batch, read=places, target=TopMargin())
+    some = model.run(batch, read=places[:-1], sloped=places[-2:], target=TopMargin())
+    assert set(some.values) == set(places) and set(some.grads) == set(places[-2:])
+    torch.testing.assert_close(dict(some.values), dict(whole.values))
+    torch.testing.assert_close(dict(some.grads), {place: whole.grads[place] for place in places[-2:]})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("name", "side"), [("bert", "right"), *((name, side) for name in CAUSAL for side in ("left", "right"))]
 )

@@ -62,6 +62,7 @@ class GraphModel(OpenModel):
         output: bool = True,
         position: int | str = -1,
         extra: Mapping[str, Any] | None = None,
+        sloped: Sequence[Place] | None = None,
     ) -> Run:
         """What :meth:`causalmad.models.OpenModel.run` gives, with its graph; ``extra`` arguments are not taken."""
         if extra:
@@ -72,17 +73,18 @@ class GraphModel(OpenModel):
             logits, values = self._forward(batch, own, read, position)
             return Run(logits, values)
         question = as_target(target)
+        read = tuple(dict.fromkeys((*read, *(sloped or ()))))
         ruled = {place for rule in self.rules for place in _places(rule)}
         logits, plain = self._forward(batch, own, [*read, *ruled], position)
         values = {place: plain[place] for place in read}
         if not self.rules:
-            return Run(logits, values, _slopes(question.bind(logits)(logits).sum(), values))
+            return Run(logits, values, _slopes(question.bind(logits)(logits).sum(), _only(values, sloped)))
         # The slope of the target is that of the plain logits. Under the rules the rest of the run is linear in what is
         # read, with factors of the plain run: so nothing about how the gradients change is lost.
         (slope,) = torch.autograd.grad(question.bind(logits)(logits).sum(), logits, create_graph=True)
         both = {**own, **_after(own, _linear(self.module, self.rules, plain))}
         linear, seen = self._forward(batch, both, read, position)
-        return Run(logits, values, _slopes((slope * linear).sum(), seen))
+        return Run(logits, values, _slopes((slope * linear).sum(), _only(seen, sloped)))
 
     def _forward(
         self,
@@ -146,6 +148,10 @@ def _hook(part: nn.Module, place: Place, visit: Callable[[Place, Tensor], Tensor
     if place.side == "output":
         return part.register_forward_hook(after, with_kwargs=True)
     return part.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _only(values: Mapping[Place, Tensor], sloped: Sequence[Place] | None) -> Mapping[Place, Tensor]:
+    return values if sloped is None else {place: values[place] for place in sloped}
 
 
 def _slopes(scalar: Tensor, values: Mapping[Place, Tensor]) -> dict[Place, Tensor]:
