@@ -37,7 +37,7 @@ def by_rank(name: str, effects: Floats, top: int, *, last: bool) -> Reduced:
     size = np.abs(known)
     order = np.argsort(-size, axis=1, kind="stable")
     ranked = np.take_along_axis(known, order, axis=1)
-    ranked = np.pad(ranked, ((0, 0), (0, max(top - ranked.shape[1], 0))))[:, :top]
+    ranked = _filled(ranked, top)
     total = size.sum(1, keepdims=True)
     share = np.divide(size, total, out=np.zeros_like(size), where=total > 0)
     entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(1)
@@ -60,7 +60,7 @@ def by_place(name: str, effects: Floats, units: tuple[str, ...], sites: tuple[st
     """
     known = np.nan_to_num(effects, nan=0.0)
     width = len(units)
-    placed = np.pad(known, ((0, 0), (0, max(width - known.shape[1], 0))))[:, :width]
+    placed = _filled(known, width)
     columns = [
         Column(f"{name} {unit}", site, "" if ragged else unit, unit if ragged else "", f"{name} by place")
         for unit, site in zip(units, sites or ("",) * width, strict=True)
@@ -70,6 +70,12 @@ def by_place(name: str, effects: Floats, units: tuple[str, ...], sites: tuple[st
         site = sites[-1] if sites else ""
         columns.append(Column(f"{name} beyond {units[-1]}", site, position="beyond", block=f"{name} by place"))
     return Reduced(tuple(columns), placed)
+
+
+def _filled(values: Floats, width: int) -> Floats:
+    """The first columns, with zeros for those that are not there."""
+    missing = width - values.shape[1]
+    return np.pad(values, ((0, 0), (0, missing))) if missing > 0 else values[:, :width]
 
 
 def total(name: str, effects: Floats) -> Reduced:
