@@ -63,7 +63,7 @@ class ActivationClustering:
         points = basis.coordinates(pool)[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # equal rows are one cluster, and then score 0
-            centres = KMeans(2, n_init=10, random_state=seed).fit(points).cluster_centers_
+            centres = KMeans(2, n_init=10, random_state=seed % 2**32).fit(points).cluster_centers_
         trusted = basis.coordinates(rows)[0].mean(axis=0)
         order = np.argsort(((centres - trusted) ** 2).sum(axis=1), kind="stable")
         return FittedActivationClustering(basis, np.ascontiguousarray(centres[order], dtype=np.float64))

@@ -202,7 +202,7 @@ def _mixture(z: Array, seed: int) -> Mixture:
 
     most = min(_MOST_GAUSSIANS, len(np.unique(z, axis=0)), len(z) // 2)
     models = [
-        GaussianMixture(count, reg_covar=_RIDGE, max_iter=300, random_state=seed)
+        GaussianMixture(count, reg_covar=_RIDGE, max_iter=300, random_state=seed % 2**32)
         for count in range(1, max(most, 1) + 1)
     ]
     with warnings.catch_warnings():

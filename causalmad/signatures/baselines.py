@@ -210,7 +210,8 @@ def _principal(rows: np.ndarray[Any, np.dtype[np.float64]], components: int, see
     spread = np.square(rows - rows.mean(0)).sum()
     if spread <= 1e-12 * np.square(rows).sum():  # rounding, or no variation at all
         return found
-    pca = PCA(min(width, len(rows)), random_state=seed).fit(rows)
+    # scikit-learn takes no larger seeds
+    pca = PCA(min(width, len(rows)), random_state=seed % 2**32).fit(rows)
     real = pca.explained_variance_ > 1e-12 * pca.explained_variance_[0]
     found[: int(real.sum())] = torch.from_numpy(pca.components_[real])
     return found
