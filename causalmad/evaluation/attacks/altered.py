@@ -23,7 +23,7 @@ class Altered:
         inputs: as they are now, with their old ids.
         kept: (n,) whether the model answers as it did.
         scores: (budgets, n) the lowest score found so far with the answer kept, as the budget is used up: queries of
-            a search, or steps of a gradient.
+            a search, or steps of a gradient. Of a shared change, the scores under the best one so far.
     """
 
     inputs: Inputs

@@ -77,7 +77,7 @@ class Perturbation:
         low, high = start.clamp(max=self.low), start.clamp(min=self.high)  # what lay outside may stay there
         best, least = start.clone(), torch.full((len(start),), torch.inf, dtype=torch.float64)
         scores, kept = [], torch.zeros(len(start), dtype=torch.bool)
-        lowest, shared = torch.inf, (best, kept)
+        lowest, shared, reached = torch.inf, (best, kept), least
         for step in range(self.steps + 1):
             values = (start + moved).clamp(low, high).detach().requires_grad_()
             now = batch.with_main(values)
@@ -86,10 +86,10 @@ class Perturbation:
             fits = same & (excess.detach() < least)
             best[fits], least[fits] = values.detach()[fits], excess.detach()[fits]
             kept |= same
-            scores.append(least.numpy().copy())
             loss = excess.sum() + KEEPS * (self.margin - margin(logits, wanted)).clamp_min(0).sum()
             if float(loss.detach()) < lowest:
-                lowest, shared = float(loss.detach()), (values.detach(), same)
+                lowest, shared, reached = float(loss.detach()), (values.detach(), same), excess.detach()
+            scores.append((reached if self.shared else least).numpy().copy())
             if step == self.steps:
                 break
             (slope,) = torch.autograd.grad(loss, values)
