@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from causalmad.detectors import DETECTORS
+from causalmad.detectors import DETECTORS, RECOMMENDED
 from causalmad.errors import SpecError, TaskError
 from causalmad.evaluation.attacks.columns import columns
 from causalmad.evaluation.attacks.graphs import GraphModel, twice_differentiable
@@ -118,7 +118,7 @@ class TrainTime:
             return {"accuracy": accuracy, "accuracy before the attack": before["accuracy"]}
 
         spec = {key: value for key, value in asdict(self).items() if value is not None}
-        options = {**recipe.options, "attack": {**spec, "against": list(self.against)}}
+        options = {**recipe.options, "attack": {**spec, "against": [_resolved(text) for text in self.against]}}
         card = cached(f"{recipe.name}-attacked", options, recipe.version, seed, attacked, train)
         return given.around(attacked.eval(), card)
 
@@ -185,12 +185,17 @@ def looks_of(detectors: Sequence[str]) -> tuple[Look, ...]:
     """
     found: dict[Look, None] = {}
     for text in detectors:
-        spec = parse_detector(DETECTORS.get(text, text))
+        name = _resolved(text)
+        spec = parse_detector(DETECTORS.get(name, name))
         reference = spec.reference.reference if isinstance(spec.reference, PerSite) else spec.reference
         parts = spec.signature.signatures if isinstance(spec.signature, Concat) else (spec.signature,)
         for part in parts:
             found[Look(part, isinstance(reference, RelativeMahalanobis))] = None
     return tuple(found)
+
+
+def _resolved(text: str) -> str:
+    return RECOMMENDED if text == "recommended" else text
 
 
 @torch.no_grad()

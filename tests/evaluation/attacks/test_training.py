@@ -1,12 +1,13 @@
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from causalmad.detectors import detector
+from causalmad.detectors import RECOMMENDED, detector
 from causalmad.errors import SpecError, TaskError
 from causalmad.evaluation.attacks import TrainTime
 from causalmad.evaluation.attacks.penalties import RelativePenalty
@@ -62,6 +63,27 @@ def test_several_detectors_are_their_signatures_each_once():
         Activations,
     ]
     assert [look.relative for look in looks] == [False, False, False, False, True]
+
+
+def test_the_recommended_detector_can_be_attacked_by_that_name():
+    assert looks_of(["recommended"]) == looks_of([RECOMMENDED])
+
+
+def test_signatures_are_fitted_anew_as_often_as_asked_each_time_with_other_donors(monkeypatch, tmp_path):
+    monkeypatch.setenv("CAUSALMAD_CACHE", str(tmp_path))
+    fitted, fit = [], ResamplingProfile.fit
+
+    def noted(self, model, trusted, seed=0):
+        found = fit(self, model, trusted, seed)
+        fitted.append((seed, found.donors.inputs.main, model.module[0].weight.detach().clone()))
+        return found
+
+    monkeypatch.setattr(ResamplingProfile, "fit", noted)
+    TrainTime(("resampling-profile",), steps=5, batch=40, looked=40, refit=2).load(Small())
+    seeds, donors, weights = zip(*fitted, strict=True)
+    assert len(set(seeds)) == len(seeds) == 3
+    assert not any(torch.equal(first, then) for first, then in pairwise(donors))
+    assert not any(torch.equal(first, then) for first, then in pairwise(weights))
 
 
 def test_what_cannot_be_attacked_is_named():
