@@ -136,6 +136,7 @@ def trained(task: str, seed: int, name: str, attack: TrainTime, names: Sequence[
     data = attack.load(parse_spec("tasks", task), seed)
     seconds = round(time.perf_counter() - started, 1)
     accuracy = {"accuracy": data.card["accuracy"], "accuracy before": data.card["accuracy before the attack"]}
+    accuracy["loss risen by"] = data.card["loss risen by"]
     return measure(data, seed, f"train: {name}", task, names, seconds=seconds, **accuracy)
 
 

@@ -27,15 +27,19 @@ def spared(name: str, spare: float) -> str:
     return f"{name}, loss within {spare:g}"
 
 
+SPARE = SPARES[1]  # a network that is still about as often right
+EQUAL = {name: spared(name, SPARE) for name in ("activations-relative", "resampling-profile", RECOMMENDED)}
 TRAINED = (
     "none",
     "control",
     "activations",
+    EQUAL["activations-relative"],
     "activations-relative",
     "beatrix",
     "relevance-patching",
+    EQUAL["resampling-profile"],
     "resampling-profile",
-    spared(RECOMMENDED, SPARES[1]),
+    EQUAL[RECOMMENDED],
     RECOMMENDED,
 )
 # Tasks with a network that was trained to hide its anomalies from activations, and the same without.
@@ -122,8 +126,8 @@ def hidden(records: Iterable[Record]) -> list[str]:
 def curve(records: Iterable[Record]) -> list[str]:
     """The recommended detector in the white box, as the task's loss may rise further and further."""
     known = list(records)
-    heads = ("network", "trained against it", "seeds", "right answers", "AUROC", "worst seed", "TPR at 1 %")
-    lines = _head((*heads, "worst seed"))
+    heads = ("network", "trained against it", "loss risen by", "seeds", "right answers", "AUROC", "worst seed")
+    lines = _head((*heads, "TPR at 1 %", "worst seed"))
     limits = {"none": "no", "control": "no, trained on as long"}
     limits |= {spared(RECOMMENDED, spare): f"loss up to {spare:g} higher" for spare in SPARES}
     limits[RECOMMENDED] = "without limit"
@@ -133,7 +137,9 @@ def curve(records: Iterable[Record]) -> list[str]:
             if own:
                 areas, caught = ([record[key] for record in own] for key in ("auroc", "tpr at 0.01"))
                 powers = f"{np.mean(areas):.3f}", f"{min(areas):.3f}", f"{np.mean(caught):.2f}", f"{min(caught):.2f}"
-                lines.append(_row(_code(task), words, len(own), _right(own), *powers))
+                rises = [record["loss risen by"] for record in own if "loss risen by" in record]
+                risen = f"{min(rises):.3f} to {max(rises):.3f}" if len(rises) == len(own) else "-"
+                lines.append(_row(_code(task), words, risen, len(own), _right(own), *powers))
     return lines
 
 

@@ -38,7 +38,7 @@ from attack_jobs import (
     softened,
     trained,
 )
-from attack_tables import DETECTORS, SEARCHED, SOFTENED, SPARES, spared, write_tables
+from attack_tables import DETECTORS, EQUAL, SEARCHED, SOFTENED, SPARE, SPARES, spared, write_tables
 from attack_tables import HIDDEN as SHOWN
 
 from causalmad.detectors import RECOMMENDED
@@ -63,25 +63,33 @@ ATTACKS: dict[str, dict[str, TrainTime]] = {
         "activations": TrainTime(),
         RECOMMENDED: TrainTime(VIEWS, steps=800, looked=100),
         **{spared(RECOMMENDED, spare): TrainTime(VIEWS, steps=800, looked=100, spare=spare) for spare in SPARES},
-        "control": TrainTime(weight=0.0),
+        "control": TrainTime(weight=0.0, steps=800),
         "activations-relative": TrainTime(("activations-relative",), weight=3.0),
         "relevance-patching": TrainTime(("relevance-patching",)),
         "resampling-profile": TrainTime(("resampling-profile",), steps=800, looked=100),
+        EQUAL["activations-relative"]: TrainTime(("activations-relative",), weight=3.0, spare=SPARE),
+        EQUAL["resampling-profile"]: TrainTime(("resampling-profile",), steps=800, looked=100, spare=SPARE),
         "beatrix": TrainTime((GRAM,), looked=100),
     },
     IMAGES: {
         "activations": TrainTime(),
+        "control": TrainTime(weight=0.0),
         RECOMMENDED: TrainTime(LIGHTER, looked=60),
-        spared(RECOMMENDED, 0.1): TrainTime(LIGHTER, looked=60, spare=0.1),
+        EQUAL[RECOMMENDED]: TrainTime(LIGHTER, looked=60, spare=SPARE),
         "activations-relative": TrainTime(("activations-relative",), weight=3.0),
         "relevance-patching": TrainTime(("relevance-patching",), looked=100),
         "resampling-profile": TrainTime((LIGHT,), looked=60),
+        EQUAL["activations-relative"]: TrainTime(("activations-relative",), weight=3.0, spare=SPARE),
+        EQUAL["resampling-profile"]: TrainTime((LIGHT,), looked=60, spare=SPARE),
     },
     TEXT: {
         "activations": TrainTime(),
+        "control": TrainTime(weight=0.0),
         RECOMMENDED: TrainTime(LIGHTER, looked=40, steps=200),
         "relevance-patching": TrainTime(("relevance-patching",), looked=60, steps=400),
         "resampling-profile": TrainTime((LIGHT,), looked=40, steps=200),
+        EQUAL[RECOMMENDED]: TrainTime(LIGHTER, looked=40, steps=200, spare=SPARE),
+        EQUAL["resampling-profile"]: TrainTime((LIGHT,), looked=40, steps=200, spare=SPARE),
     },
     "ambiguous-features": {"activations": TrainTime()},
 }

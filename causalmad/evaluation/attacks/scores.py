@@ -21,6 +21,7 @@ from causalmad.references.per_site import FittedPerSite
 from causalmad.references.relative_mahalanobis import FittedRelativeMahalanobis
 
 _NO_DISTANCE = 1e-12
+_KNOTS = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +68,32 @@ class WhiteBox:
         return torch.from_numpy(reference._terms(parts.detach().numpy()).sum(1))
 
     def excess(self, batch: Batch, model: GraphModel | None = None) -> Tensor:
-        """(batch,) what an attacker pushes down: how far the parts' scores lie above their trusted medians, summed.
+        """(batch,) what an attacker pushes down.
 
-        In trusted deviations, linear near the median and logarithmic far from it; zero at and below the median.
+        Of a `PerSite` that combines by Fisher's method its own score, -2 times the sum of log p-values, with straight
+        lines in place of the steps of the p-values. Else how far the parts' scores lie above their trusted medians,
+        summed: zero at and below the median. Distances from the median are in trusted deviations, linear near it and
+        logarithmic far from it.
         """
-        return ((self.parts(batch, model) - self.centre) / self.width).asinh().clamp_min(0).sum(1)
+        away, reference = self._away(self.parts(batch, model)), self.fitted.reference
+        if not isinstance(reference, FittedPerSite) or reference.combine != "fisher" or len(reference.unseen) < 2:
+            return away.clamp_min(0).sum(1)
+        known = self._away(torch.tensor(reference.unseen))
+        count = len(known)
+        # A knot every few trusted scores: between two neighbours a line may be as steep as a step.
+        knots = torch.linspace(0, count - 1, min(count, _KNOTS)).round().long()
+        levels = -2 * ((count - knots) / (count + 1)).to(away).log()
+        return torch.stack([_along(known[knots, k], levels, part) for k, part in enumerate(away.unbind(1))], 1).sum(1)
+
+    def _away(self, scores: Tensor) -> Tensor:
+        return ((scores - self.centre) / self.width).asinh()
+
+
+def _along(places: Tensor, levels: Tensor, values: Tensor) -> Tensor:
+    """The line through some points at some values; beyond the last points it goes straight on."""
+    right = torch.searchsorted(places, values.detach().contiguous()).clamp(1, len(places) - 1)
+    rise = levels[right] - levels[right - 1]
+    return levels[right - 1] + rise / (places[right] - places[right - 1]).clamp_min(1e-9) * (values - places[right - 1])
 
 
 def _parts(fitted: FittedDetector) -> list[tuple[FittedReference, Any]]:

@@ -10,8 +10,11 @@ import torch
 from causalmad.detectors import RECOMMENDED, detector
 from causalmad.errors import SpecError, TaskError
 from causalmad.evaluation.attacks import TrainTime
+from causalmad.evaluation.attacks.graphs import GraphModel
+from causalmad.evaluation.attacks.limits import Limit
 from causalmad.evaluation.attacks.penalties import RelativePenalty
 from causalmad.evaluation.attacks.training import looks_of
+from causalmad.models import open_model
 from causalmad.references import RelativeMahalanobis
 from causalmad.signatures import Activations, GramDeviation, RelevancePatching, ResamplingProfile
 from causalmad.tasks import GateDigits
@@ -96,9 +99,26 @@ def test_what_cannot_be_attacked_is_named():
 def test_sparing_the_task_keeps_answers_that_hiding_would_cost(monkeypatch, folder):
     monkeypatch.setenv("CAUSALMAD_CACHE", str(folder))
     attack = TrainTime(("activations",), steps=80, batch=60, looked=60, weight=3.0, rate=5e-3)
-    free, spared = (min(replace(attack, spare=spare).load(Small()).card["accuracy"].values()) for spare in (None, 0.01))
-    assert free < 0.85
-    assert spared > free + 0.08
+    free, spared = (replace(attack, spare=spare).load(Small()).card for spare in (None, 0.01))
+    assert min(free["accuracy"].values()) < 0.85
+    assert min(spared["accuracy"].values()) > min(free["accuracy"].values()) + 0.08
+    assert spared["loss risen by"] <= 0.01 < free["loss risen by"]
+
+
+def test_the_last_network_within_the_limit_is_kept():
+    model = torch.nn.Linear(3, 2, bias=False).requires_grad_(False)
+    opened = open_model(model)
+    (batch,) = opened.batches(opened.inputs(torch.eye(3)))
+    answers = torch.tensor([0, 1, 0])
+    model.weight.zero_()  # a loss of log 2
+    limit = Limit(GraphModel.of(opened), [(batch, answers)], 0.5)
+    assert limit.before == pytest.approx(np.log(2))
+    for wrong in (0.2, 0.4, 5.0):
+        model.weight.copy_(torch.tensor([[-wrong, wrong, -wrong], [wrong, -wrong, wrong]]))
+        limit.look()
+    limit.keep()
+    assert model.weight.abs().unique().item() == pytest.approx(0.4)
+    assert limit.rise == pytest.approx(np.log1p(np.exp(0.8)) - np.log(2))
 
 
 def test_the_relative_penalty_looks_at_the_distance_of_the_reference():

@@ -13,6 +13,7 @@ from causalmad.evaluation.attacks import WhiteBox
 from causalmad.evaluation.attacks.columns import columns
 from causalmad.evaluation.attacks.graphs import GraphModel, twice_differentiable
 from causalmad.inputs import Inputs
+from causalmad.references import PerSite
 from causalmad.signatures import AttributionPatching, GramDeviation, RelevancePatching, ResamplingProfile
 from causalmad.sites import Place
 from causalmad.targets import TopMargin
@@ -133,6 +134,24 @@ def test_excess_is_zero_up_to_the_median_and_rises_above():
     assert bool((near[below] == 0).all())
     assert bool(below.any())
     assert bool((far > near).all())
+
+
+def test_excess_of_fishers_method_is_its_score_without_steps():
+    made = toy("mlp", trusted=300)
+    made.model.eval()
+    fitted = Detector(parse_spec("signatures", "activations"), PerSite(combine="fisher")).fit(made.model, made.trusted)
+    box = WhiteBox.of(fitted)
+    batch = whole(box.model, made.fresh)
+    parts = box.parts(batch).detach().numpy()
+    unseen = fitted.reference.unseen
+    inside = ((parts > unseen[0]) & (parts < unseen[-1])).all(1)
+    assert inside.sum() > 5
+    wanted = fitted.score(made.fresh)
+    found = box.excess(batch).detach().numpy()
+    assert np.corrcoef(found[inside], wanted[inside])[0, 1] > 0.99
+    assert np.abs(found - wanted)[inside].max() < 0.5 * len(fitted.reference.members)
+    far = box.excess(batch.with_main(30 * batch.main)).detach().numpy()
+    assert (far > found).all(), "beyond the trusted scores it still falls for who comes nearer"
 
 
 def test_no_gradient_is_a_named_error():
