@@ -140,10 +140,12 @@ class Shortcuts:
         """The logits; None when the row without edits did not come out as it should."""
         whole = clean.batch.take(rows.numpy())
         edited, patches = edit(whole)
+        if patches and edited.main is not whole.main and not torch.equal(edited.main, whole.main):
+            return self.model.logits(edited, patches)  # nothing before the patched places is as it was, either
         column = self._first(clean, whole, edited, patches, column)
         if column:
             edited, patches = edit(_cut(whole, column)) if patches else (_cut(edited, column), patches)
-        skipped = recording.before(patches)
+        skipped = recording.before(patches, cut=column > 0)
         width = clean.batch.main.shape[-1]
         narrow = self._narrow(patches) if self._last_position and width - column > 1 else ()
         if not (column or skipped or narrow):

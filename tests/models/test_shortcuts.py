@@ -48,7 +48,7 @@ def state(module: nn.Module) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "mistral", "qwen2", "gemma2", "bert"])
+@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "bert"])
 def test_suffixes_equal_whole_runs_at_every_place(name: str, model_of: Models, prompts: Any) -> None:
     module = model_of(name)
     model = open_model(module)
@@ -70,7 +70,7 @@ def test_suffixes_equal_whole_runs_at_every_place(name: str, model_of: Models, p
     assert state(module) == before
 
 
-@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "mistral", "qwen2", "gemma2"])
+@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"])
 def test_positions_before_an_edited_one_are_not_needed(name: str, model_of: Models, prompts: Any) -> None:
     model = open_model(model_of(name))
     batch = next(model.batches(model.inputs(prompts)))
@@ -92,6 +92,25 @@ def test_positions_before_an_edited_one_are_not_needed(name: str, model_of: Mode
 
         found = shortcuts.logits(clean, rows, other_token)
         torch.testing.assert_close(found, plain(model, batch, rows, other_token), **CLOSE)
+    assert shortcuts.usable
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_an_edited_input_beside_an_edited_place_is_not_lost(name: str, model_of: Models, prompts: Any) -> None:
+    model = open_model(model_of(name))
+    batch = next(model.batches(model.inputs(prompts)))
+    places = [site.place for site in model.sites(["residual", "mlps"])]
+    shortcuts = Shortcuts(model, places)
+    clean, rows = shortcuts.clean(batch), torch.tensor([0, 1])
+    for place in places:
+
+        def both(batch: Any, place: Place = place) -> Any:
+            tokens = batch.main.clone()
+            tokens[:, -2] = (tokens[:, -2] + 3) % 20
+            return batch.with_main(tokens), noise(place)(batch)[1]
+
+        found = shortcuts.logits(clean, rows, both)
+        torch.testing.assert_close(found, plain(model, batch, rows, both), **CLOSE, msg=str(place))
     assert shortcuts.usable
 
 

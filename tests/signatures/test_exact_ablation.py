@@ -148,8 +148,12 @@ def test_laws_hold_with_pairs(name, spec, law):
     law(spec, toy(name, trusted=16, fresh=7))
 
 
-def test_engines_agree_with_pairs():
-    laws.law_engines_agree(ExactAblation(pairs=True, most=3, donors=1), toy("gpt2", trusted=10, fresh=3))
+@pytest.mark.parametrize(
+    ("name", "units"), [("gpt2", "auto"), ("gpt2", ("positions", "mlps")), ("mlp", ("blocks", "layers"))]
+)
+def test_engines_agree_with_pairs(name, units):
+    """Also where a part of the input and a place in the model are replaced together."""
+    laws.law_engines_agree(ExactAblation(units, pairs=True, most=6, donors=1), toy(name, trusted=10, fresh=3))
 
 
 def test_rows_of_a_classifier_stand_alone_and_state_restores():
