@@ -113,7 +113,6 @@ def test_buffers_that_are_elsewhere_go_back_after_a_failure():
     assert all(away for _, _, away in before)
 
 
-
 def entries():
     for entry in catalogue("signatures"):
         yield pytest.param(entry, id=entry.name, marks=[] if entry.name in DEFAULT_RUN else pytest.mark.slow)

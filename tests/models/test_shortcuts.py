@@ -185,6 +185,43 @@ def test_a_way_past_the_parts_is_noticed() -> None:
     assert not shortcuts.usable
 
 
+def test_what_a_part_leaves_behind_for_a_later_one_is_noticed() -> None:
+    """Skipped, it would leave what it had in the run before, under the edit that was tried then."""
+
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line, self.last = nn.Linear(6, 6), torch.zeros(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = torch.tanh(self.line(x))
+            return self.last
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = Kept(), Kept(), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.second(self.first(x)) + self.first.last)
+
+    model = open_model(Beside())
+    batch = next(model.batches(model.inputs(torch.randn(4, 6))))
+    places = [Place("first.line"), Place("second.line")]
+    rows = torch.tensor([0, 1, 2])
+
+    def shift(place: Place) -> Callable[[Any], Any]:
+        return lambda batch: (batch, {place: lambda value: value + 1})
+
+    expected = [plain(model, batch, rows, shift(place)) for place in places]
+    shortcuts = Shortcuts(model, places)
+    clean = shortcuts.clean(batch)
+    for place, wanted in zip(places, expected, strict=True):
+        torch.testing.assert_close(
+            shortcuts.logits(clean, rows, shift(place)), wanted, **CLOSE, msg=f"another at {place}"
+        )
+
+
 def test_a_model_whose_tokens_reach_back_is_run_whole(model_of: Models, prompts: Any) -> None:
     module = deepcopy(model_of("llama"))
     mixing = module.model.layers[0].mlp
