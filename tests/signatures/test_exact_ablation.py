@@ -177,3 +177,15 @@ def test_odd_options_are_named():
         fitted_on(made, units="neurons")
     with pytest.raises(FitError, match="no unit 'head'"):
         fitted_on(made, units="head")
+
+
+def test_the_default_type_of_torch_plays_no_part():
+    made = toy("mlp", trusted=20, fresh=4)
+    fitted = fitted_on(made, units="layers", pairs=True)
+    wanted = fitted(made.fresh).values
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = fitted(made.fresh).values
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found, wanted)
