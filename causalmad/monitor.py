@@ -14,6 +14,7 @@ import numpy as np
 from causalmad.calibration.base import as_alpha
 from causalmad.calibration.martingale import Betting
 from causalmad.errors import CalibrationError, CausalmadError, InputsError, StoreError, blaming
+from causalmad.extraction.extract import rows_of
 from causalmad.whole import read_whole, write_whole
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Monitor:
         """
         known = self.fitted.model.inputs(inputs)
         with blaming(self.fitted.origin):
-            found = self.fitted.signature(known)
+            found = rows_of(self.fitted.signature, self.fitted.spec.signature, self.fitted.model, None, known)
         scores, p_values = self.fitted.measure(found, known)
         betting, events = self.betting, []
         for row, p_value in enumerate(self._conditional(scores, known)):

@@ -39,6 +39,8 @@ def build(name: str) -> nn.Module:
         "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**sizes, **words, **rope)),
         "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**sizes, **words, **rope)),
         "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**sizes, **words, **rope, head_dim=8)),
+        "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**sizes, **words, **rope, head_dim=8)),
+        "gemma3": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**sizes, **words, **rope, head_dim=8)),
         "bert": lambda: hf.BertForSequenceClassification(hf.BertConfig(**sizes, **words, num_labels=3)),
         "vit": lambda: hf.ViTForImageClassification(hf.ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=3)),
     }

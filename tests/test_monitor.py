@@ -120,3 +120,23 @@ def test_what_cannot_be_monitored_is_named():
     with pytest.raises(cm.CausalmadError):
         monitor(torch.full((2, 12), float("nan")))
     assert monitor.steps == 0
+
+
+def test_batches_get_smaller_where_memory_runs_out():
+    made = toy("gpt2", trusted=60, fresh=30)
+    most = [1000]
+
+    def limited(module, args, kwargs):
+        if len(kwargs["input_ids"]) > most[0]:
+            raise RuntimeError("out of memory")
+
+    opened = cm.open_model(made.model, batch_size="auto")
+    fitted = Detector(cm.signatures.AttributionPatching()).fit(opened, made.trusted)
+    wanted = fitted.detect(made.fresh, alpha=0.2).p_values
+    handle = made.model.register_forward_pre_hook(limited, with_kwargs=True)
+    try:
+        most[0] = 5
+        events = Monitor(fitted, alpha=0.2)(made.fresh)
+    finally:
+        handle.remove()
+    assert fitted.model.batch_size == 4 and [event.p_value for event in events] == wanted.tolist()

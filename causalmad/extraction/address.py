@@ -21,6 +21,7 @@ from causalmad.errors import CacheError, CausalmadError
 from causalmad.hypotheses.graph import Hypothesis
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
+from causalmad.models.fingerprint import digest, value_digest
 from causalmad.provenance import versions
 from causalmad.signatures.base import FittedSignature
 
@@ -28,6 +29,8 @@ SCHEMA = 1
 
 # What a field is rounded to in `Inputs.digests`; of other types the address holds the very bytes.
 _EXACT = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8)
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory, in its text
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,14 @@ def address_of(signature: FittedSignature, spec: Any, model: OpenModel) -> Addre
         "causalmad": versions()["causalmad"],
         "signature": config,
         "options": _tensors(tensors),
-        "functions": [_code(function.__code__) for function in _functions(spec)],
+        "functions": [_function(function) for function in _functions(spec)],
         "learned": _digest(json.dumps([state.data, _tensors(state.tensors)], sort_keys=True)),
-        "model": {"name": model.name, "parameters": parameters, "structure": _structure(model.module)},
+        "model": {
+            "name": model.name,
+            "parameters": parameters,
+            "buffers": digest(_unsaved(model.module)),
+            "structure": _structure(model.module),
+        },
     }
     name = re.sub(r"[^a-z0-9-]", "", str(config["name"]))
     return Address(f"{name}-{_digest(json.dumps(about, sort_keys=True))}", about)
@@ -138,13 +146,19 @@ def _tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: hashlib.blake2b(_bytes(value), digest_size=16).hexdigest() for name, value in tensors.items()}
 
 
+def _unsaved(module: nn.Module) -> dict[str, str]:
+    """Name -> hash of the buffers that no checkpoint holds, which a fingerprint of the weights leaves out."""
+    saved = module.state_dict(keep_vars=True)
+    return {name: value_digest(value) for name, value in module.named_buffers() if name not in saved}
+
+
 def _structure(module: nn.Module) -> str:
     """The classes of all parts and their options: what weights alone do not tell, such as the activation function."""
     written = getattr(getattr(module, "config", None), "to_dict", None)
     options = written() if callable(written) else {}
     parts = [f"{name}={type(part).__qualname__}({part.extra_repr()})" for name, part in module.named_modules()]
     text = "\n".join([*parts, json.dumps(options, sort_keys=True, default=str)])
-    return _digest(re.sub(r" at 0x[0-9a-f]+", "", text))
+    return _digest(_ADDRESS.sub("", text))
 
 
 def _functions(spec: Any) -> Iterator[FunctionType]:
@@ -164,10 +178,22 @@ def _functions(spec: Any) -> Iterator[FunctionType]:
             yield from _functions(each)
 
 
+def _function(function: FunctionType) -> str:
+    """Digest of a function's code and of the defaults of its arguments; what it calls is not in it."""
+    code, usual = _code(function.__code__), (function.__defaults__, function.__kwdefaults__)
+    return code if usual == (None, None) else _digest(f"{code}{_ADDRESS.sub('', repr(usual))}")
+
+
 def _code(code: CodeType) -> str:
-    """Digest of a function's code; what it calls is not in it."""
-    constants = [_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    constants = [_constant(each) for each in code.co_consts]
     return _digest(f"{code.co_code.hex()}{constants}{code.co_names}{code.co_varnames}")
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, CodeType):
+        return _code(value)
+    # The order in a set is another one in every process.
+    return f"frozenset({sorted(map(repr, value))})" if isinstance(value, frozenset) else repr(value)
 
 
 def _digest(text: str) -> str:

@@ -141,8 +141,10 @@ class Kept:
                 _warn(f"{path} is damaged ({error}): it is left out, and its rows are computed again")
                 self._names.add(name)
                 with suppress(OSError):
-                    path.unlink()
+                    path.unlink(missing_ok=True)
                     self._names.discard(name)  # the same rows will get the same name
+            except FileNotFoundError:
+                continue  # another process found it damaged; the same rows will get the same name
             except OSError as error:
                 _warn(f"{path} cannot be read ({error.strerror}): its rows are computed again")
                 self._names.add(name)
@@ -163,9 +165,9 @@ class Kept:
             except OSError as error:
                 self._keep_in_memory(error)
             else:
-                if name not in self._names:
-                    self._names.add(name)
-                    self._enter(self.folder / name, shard.keys)
+                # Also under a name that is known: the file may have been left out as damaged or unreadable.
+                self._names.add(name)
+                self._enter(self.folder / name, shard.keys)
                 return
         self._enter(shard.values, shard.keys)
 

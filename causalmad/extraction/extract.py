@@ -104,6 +104,12 @@ def extract(
             others[rows] = False
             seen = None if seen is None else seen.update(values)
     computed, where = int((~others).sum()), kept.find(keys)
+    if lost := int((where == ABSENT).sum()):
+        raise CacheError(
+            f"{lost} of {len(known)} rows are missing",
+            needed="rows of every chunk from the engine",
+            tries=['engine="local"'],
+        )
     if seen is not None:
         for start in range(0, len(known), shard):
             seen = seen.update(kept.read(where[start : start + shard][others[start : start + shard]]))

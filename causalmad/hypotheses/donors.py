@@ -94,6 +94,7 @@ def averager(donor_mask: Tensor | None, which: Tensor, batch: Batch) -> Callable
     """
     if donor_mask is None or batch.mask is None:
         return lambda donors: _wide(donors)[which].mean(1)
+    which = which.to(donor_mask.device)
     columns = [_columns(donor_mask, donor, batch.mask) for donor in which.unbind(1)]
     index = which[:, None, :] * donor_mask.shape[1] + torch.stack(columns, -1)
 

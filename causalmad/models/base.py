@@ -250,11 +250,11 @@ class OpenModel:
         return logits
 
     def fingerprint(self) -> str:
-        """A hash of every parameter and buffer."""
+        """A hash of every parameter and buffer that a checkpoint holds."""
         return digest(self.parameter_fingerprints())
 
     def parameter_fingerprints(self) -> dict[str, str]:
-        """Name of a parameter or buffer -> hash of its shape, type and values."""
+        """Name of a parameter or buffer that a checkpoint holds -> hash of its shape, type and values."""
         return parameter_digests(self.module)
 
     def _call(

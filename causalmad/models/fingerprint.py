@@ -12,7 +12,7 @@ from causalmad.models.offloaded import offloaded
 
 
 def parameter_digests(module: nn.Module) -> dict[str, str]:
-    """Name of a parameter or buffer -> hash of its shape, type and values, in the module's order.
+    """Name of a parameter or saved buffer -> hash of its shape, type and values, in the module's order.
 
     Values that accelerate keeps in memory or on disk until a layer runs are read from there, one at a time.
     """

@@ -70,9 +70,9 @@ def quiet(module: nn.Module) -> Iterator[None]:
                 part._compiled_call_impl = call
             for part in training:
                 part.training = True
-            for owner, name, value in away:
-                if owner._parameters.get(name) is not value:
-                    owner._parameters[name] = value
+            for owned, name, elsewhere in away:
+                if owned.get(name) is not elsewhere:
+                    owned[name] = elsewhere
             for value in wanted:
                 value.requires_grad_(True)
             for buffer in buffers:
@@ -85,12 +85,14 @@ def quiet(module: nn.Module) -> Iterator[None]:
             _HELD.pop(module, None)
 
 
-def _offloaded(parts: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Parameters whose values are elsewhere: accelerate puts others in their place whenever a layer runs."""
+def _offloaded(parts: Iterable[nn.Module]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Parameters and buffers whose values are elsewhere: accelerate puts others in their place when a layer runs."""
     for part in parts:
-        for name, value in part._parameters.items():
-            if value is not None and value.is_meta:
-                yield part, name, value
+        owned: dict[str, Any]
+        for owned in (part._parameters, part._buffers):
+            for name, value in owned.items():
+                if value is not None and value.is_meta:
+                    yield owned, name, value
 
 
 def _locks(parts: Sequence[nn.Module]) -> list[_Lock]:

@@ -60,14 +60,22 @@ class Recording:
     def _moment(self, place: Place) -> int | None:
         return (self.entered if place.side == "input" else self.left).get(place.path)
 
-    def before(self, places: Iterable[Place]) -> dict[str, Any]:
-        """Path -> output of the largest parts that were done before the first of some places."""
+    def before(self, places: Iterable[Place], cut: bool = False) -> dict[str, Any]:
+        """Path -> output of the largest parts that were done before the first of some places.
+
+        Args:
+            places: what is edited.
+            cut: whether the first columns are left out; then those with an axis of heads beside that of the columns,
+                such as norms of queries, run again: it stands before the columns in some models and behind in others.
+        """
         wanted = list(places)
         moments = [moment for moment in map(self._moment, wanted) if moment is not None]
         if len(moments) < len(wanted) or not wanted or self.again & {place.path for place in wanted}:
             return {}
         first = min(moments)
         done = {path: output for path, output in self.outputs.items() if self.left[path] <= first}
+        if cut:
+            done = {path: output for path, output in done.items() if all(x.ndim <= 3 for x in _tensors(output))}
         return {path: output for path, output in done.items() if not any(above in done for above in _above(path))}
 
 

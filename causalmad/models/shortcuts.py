@@ -140,18 +140,22 @@ class Shortcuts:
         """The logits; None when the row without edits did not come out as it should."""
         whole = clean.batch.take(rows.numpy())
         edited, patches = edit(whole)
+        if patches and edited.main is not whole.main and not torch.equal(edited.main, whole.main):
+            return self.model.logits(edited, patches)  # nothing before the patched places is as it was, either
         column = self._first(clean, whole, edited, patches, column)
         if column:
             edited, patches = edit(_cut(whole, column)) if patches else (_cut(edited, column), patches)
-        skipped = recording.before(patches)
+        skipped = recording.before(patches, cut=column > 0)
         width = clean.batch.main.shape[-1]
         narrow = self._narrow(patches) if self._last_position and width - column > 1 else ()
         if not (column or skipped or narrow):
             return self.model.logits(edited, patches)
         kind = (frozenset(patches), bool(column), bool(narrow))
         trial = kind not in self.tried
-        index = torch.cat([rows, rows[: int(trial)]]).to(clean.batch.main.device)
-        batch = _joined(edited, _cut(clean.batch.take(rows[:1].numpy()), column)) if trial else edited
+        # Another row each time: a part that is not run may have left something of the last trial for a later part.
+        known = torch.tensor([len(self.tried) % len(clean.batch)] * int(trial), dtype=rows.dtype)
+        index = torch.cat([rows, known]).to(clean.batch.main.device)
+        batch = _joined(edited, _cut(clean.batch.take(known.numpy()), column)) if trial else edited
         with self.model.quiet(), ExitStack() as stack:
             stack.enter_context(replayed(self.model.module, skipped, index, column, width, self._chain(skipped)))
             stack.enter_context(narrowed(self.model.module, narrow))
@@ -160,7 +164,7 @@ class Shortcuts:
             logits = self.model.run(batch, edits=edits, extra=extra).logits
         if logits is None or not trial:
             return logits
-        if not _same(logits[-1], clean.logits[int(rows[0])], self.model.dtype):
+        if not _same(logits[-1], clean.logits[int(known)], self.model.dtype):
             return None
         self.tried.add(kind)
         return logits[:-1]

@@ -105,7 +105,7 @@ class Resampler:
         batch = known.clean.batch
         counts = group.count(batch)
         shape = (len(batch), int(counts.max()), which.shape[1])
-        kl, change = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
+        kl, change = _empty(shape), _empty(shape)
         for rows, units, donors, edit in self._variants(batch, which, group, counts):
             column = batch.main.shape[-1] - int(self._widths(batch, group, units).max())
             kl[rows, units, donors], change[rows, units, donors] = self._measure(known, rows, edit, column)
@@ -122,7 +122,7 @@ class Resampler:
         known = self.start(start) if isinstance(start, Batch) else start
         batch = known.clean.batch
         shape = (len(batch), len(pairs), which.shape[1])
-        kl, change = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
+        kl, change = _empty(shape), _empty(shape)
         for column, pair in enumerate(pairs):
             present = torch.stack([unit < group.count(batch).cpu() for group, unit in pair]).all(0)
             rows = present.nonzero().flatten().repeat_interleave(which.shape[1])
@@ -265,6 +265,11 @@ def donor_batch(model: OpenModel, donors: Donors) -> Batch:
             tries=["trusted inputs of one length", "a model whose forward takes attention_mask"],
         )
     return batches[0]
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """NaN, in single precision whatever torch's default is."""
+    return torch.full(shape, float("nan"), dtype=torch.float32)
 
 
 def _both(first: EditBatch, second: EditBatch) -> EditBatch:

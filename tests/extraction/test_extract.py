@@ -190,6 +190,45 @@ def test_the_code_of_a_claim_is_part_of_the_address(tmp_path, monkeypatch):
     assert names[0] == names[2] != names[1]
 
 
+def test_an_address_is_the_same_in_every_process_and_holds_the_defaults_of_a_claim(tmp_path):
+    import subprocess
+    import sys
+
+    texts = ["k=2", "k=3", "*, k=2", "k=2"]
+    code = "from causalmad.extraction.address import _function\n" + "".join(
+        f"def claim(x, {text}): return x in {{'alpha', 'beta', 'gamma', 'delta'}} and k\nprint(_function(claim))\n"
+        for text in texts
+    )
+    found = []
+    for seed in ("1", "2"):
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.append(run.stdout.split())
+    assert found[0] == found[1] and found[0][0] == found[0][3] and len(set(found[0])) == 3
+
+
+def test_a_buffer_that_no_checkpoint_holds_is_part_of_the_address():
+    class Gained(nn.Module):
+        def __init__(self, gain):
+            super().__init__()
+            self.layer, self.act, self.last = nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)
+            self.register_buffer("gain", torch.tensor(gain), persistent=False)
+
+        def forward(self, x):
+            return self.last(self.act(self.layer(x) * self.gain))
+
+    model, other, draw = Gained(1.0), Gained(5.0), torch.randn(30, 4)
+    other.load_state_dict(model.state_dict())
+    fits = [cm.Detector(cm.signatures.Activations("act")).fit(each, draw) for each in (model, other, model)]
+    names = [address(fitted) for fitted in fits]
+    assert names[0] == names[2] != names[1]
+
+
 def test_what_has_no_address_is_refused(tmp_path):
     made = toy("mlp")
     opened = cm.open_model(made.model)
@@ -223,6 +262,55 @@ def test_a_damaged_file_is_named_and_its_rows_are_computed_again(tmp_path, harm)
         found = cm.extract(fitted, fresh, cache=tmp_path, shard=16)
     assert found.computed == 16 and same(found.values, expected)
     assert cm.extract(fitted, fresh, cache=tmp_path).computed == 0 and len(shards_of(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("moment", ["checked", "found"])
+def test_a_damaged_file_that_another_process_takes_away_costs_no_row(tmp_path, monkeypatch, moment):
+    from causalmad.extraction import cache
+
+    fitted, fresh = made(64)
+    expected = cm.extract(fitted, fresh, cache=tmp_path, shard=16).values
+    victim = shards_of(tmp_path)[1]
+    victim.write_bytes(victim.read_bytes()[:-40])
+    check = cache.check_shard
+
+    def late(path, width):
+        if path == victim and moment == "found":
+            path.unlink()
+        try:
+            return check(path, width)
+        except cache.DamagedShardError:
+            path.unlink()
+            raise
+
+    monkeypatch.setattr(cache, "check_shard", late)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CacheWarning)
+        found = cm.extract(fitted, fresh, cache=tmp_path, shard=16)
+    assert found.computed == 16 and same(found.values, expected)
+
+
+def test_a_file_that_cannot_be_read_and_is_written_again_costs_no_row(tmp_path):
+    fitted, fresh = made(64)
+    expected = cm.extract(fitted, fresh, cache=tmp_path, shard=16).values
+    victim = shards_of(tmp_path)[1]
+    victim.unlink()
+    victim.symlink_to(victim.name)  # a loop: an error to read, and nothing in the way of a new file
+    with pytest.warns(CacheWarning, match="cannot be read"):
+        found = cm.extract(fitted, fresh, cache=tmp_path, shard=16)
+    assert found.computed == 16 and same(found.values, expected)
+
+
+def test_an_engine_that_loses_rows_is_named():
+    class Forgetful:
+        def run(self, work, chunks, done):
+            from causalmad.extraction import Local
+
+            yield from list(Local().run(work, chunks, done))[1:]
+
+    fitted, fresh = made(64)
+    with pytest.raises(CacheError, match=r"16 of 64 rows are missing"):
+        cm.extract(fitted, fresh, engine=Forgetful(), shard=16)
 
 
 def test_a_lost_or_a_foreign_file_costs_no_more_than_itself(tmp_path):

@@ -61,3 +61,11 @@ def test_means_of_half_precision_are_single(dtype: Any) -> None:
     wanted = torch.promote_types(dtype, torch.float32)
     assert averager(mask, which, batch)(values).dtype == wanted
     assert averager(None, which, Batch(np.arange(2), {"input_ids": mask.long()}))(values).dtype == wanted
+
+
+def test_means_are_where_the_batch_is() -> None:
+    """Which donors an input has is told on the CPU; here another device stands for a GPU."""
+    mask = torch.ones(3, 5, dtype=torch.bool, device="meta")
+    batch = Batch(np.arange(2), {"input_ids": torch.ones(2, 5, dtype=torch.long, device="meta")}, mask[:2])
+    found = averager(mask, torch.tensor([[0, 1], [1, 2]]), batch)(torch.ones(3, 5, 4, device="meta"))
+    assert (found.shape, found.device.type) == ((2, 5, 4), "meta")

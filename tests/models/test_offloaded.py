@@ -93,6 +93,26 @@ def test_nothing_is_left_after_a_failure_either(away):
         assert look(model) == before
 
 
+def test_buffers_that_are_elsewhere_go_back_after_a_failure():
+    class Late(torch.nn.BatchNorm1d):
+        ready = True
+
+        def forward(self, x):
+            if self.ready:
+                return super().forward(x)
+            raise ToyFailure("in the middle")
+
+    plain = torch.nn.Sequential(torch.nn.Linear(4, 6), Late(6), torch.nn.ReLU(), torch.nn.Linear(6, 2)).eval()
+    model, draw = accelerate.cpu_offload(plain, CPU, offload_buffers=True), torch.randn(30, 4)
+    fitted = cm.Detector(cm.signatures.Activations()).fit(model, draw)
+    before = [(name, id(value), value.is_meta) for name, value in model.named_buffers()]
+    model[1].ready = False
+    with pytest.raises(ModelError, match="in the middle"):
+        fitted.score(draw)
+    assert [(name, id(value), value.is_meta) for name, value in model.named_buffers()] == before
+    assert all(away for _, _, away in before)
+
+
 def entries():
     for entry in catalogue("signatures"):
         yield pytest.param(entry, id=entry.name, marks=[] if entry.name in DEFAULT_RUN else pytest.mark.slow)

@@ -148,8 +148,12 @@ def test_laws_hold_with_pairs(name, spec, law):
     law(spec, toy(name, trusted=16, fresh=7))
 
 
-def test_engines_agree_with_pairs():
-    laws.law_engines_agree(ExactAblation(pairs=True, most=3, donors=1), toy("gpt2", trusted=10, fresh=3))
+@pytest.mark.parametrize(
+    ("name", "units"), [("gpt2", "auto"), ("gpt2", ("positions", "mlps")), ("mlp", ("blocks", "layers"))]
+)
+def test_engines_agree_with_pairs(name, units):
+    """Also where a part of the input and a place in the model are replaced together."""
+    laws.law_engines_agree(ExactAblation(units, pairs=True, most=6, donors=1), toy(name, trusted=10, fresh=3))
 
 
 def test_rows_of_a_classifier_stand_alone_and_state_restores():
@@ -173,3 +177,15 @@ def test_odd_options_are_named():
         fitted_on(made, units="neurons")
     with pytest.raises(FitError, match="no unit 'head'"):
         fitted_on(made, units="head")
+
+
+def test_the_default_type_of_torch_plays_no_part():
+    made = toy("mlp", trusted=20, fresh=4)
+    fitted = fitted_on(made, units="layers", pairs=True)
+    wanted = fitted(made.fresh).values
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = fitted(made.fresh).values
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found, wanted)
