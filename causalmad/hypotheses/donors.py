@@ -76,8 +76,10 @@ def align(donors: Tensor, donor_mask: Tensor | None, which: Tensor, batch: Batch
         batch: the rows; where a row is longer than its donor, the donor is read again from its end.
     """
     if donor_mask is None or batch.mask is None or donors.ndim < 2 or donors.shape[1] != donor_mask.shape[1]:
-        return donors[which]
-    return donors[which.to(donors.device)[:, None], _columns(donor_mask, which, batch.mask)]
+        return donors[which.to(donors.device)]
+    # A model may be spread over devices, and the values with it.
+    columns = _columns(donor_mask, which.to(donor_mask.device), batch.mask)
+    return donors[which.to(donors.device)[:, None], columns.to(donors.device)]
 
 
 def averager(donor_mask: Tensor | None, which: Tensor, batch: Batch) -> Callable[[Tensor], Tensor]:

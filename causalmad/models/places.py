@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causalmad.errors import SiteError, nearest
+from causalmad.errors import ModelError, SiteError, nearest
 from causalmad.sites import Place
 
 
@@ -126,11 +126,33 @@ def require_gradient(place: Place, value: Tensor) -> None:
 
 
 def slopes(scalar: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of a scalar at each value; zeros where it does not depend on it."""
+    """The gradient of a scalar at each value; zeros where it does not depend on it.
+
+    Raises:
+        ModelError: where an operation in between has no gradient, which torch takes for no dependence.
+    """
     found: Sequence[Tensor | None] = [None] * len(wanted)
     if scalar.requires_grad:
         found = torch.autograd.grad(scalar, wanted, allow_unused=True)
+        without = sum(grad is None for grad in found)
+        if without and (cut := _without_gradient(scalar)):
+            raise ModelError(
+                f"{cut} operations between {without} sites and the output have no gradient",
+                causes=["a quantised model", "an operation of your own without a backward pass"],
+                tries=["a signature without gradients: activations, resampling-profile", "the model in float32"],
+            )
     return [torch.zeros_like(value) if grad is None else grad for value, grad in zip(wanted, found, strict=True)]
+
+
+def _without_gradient(scalar: Tensor) -> int:
+    """How many operations on the way to a scalar have no gradient of their own."""
+    seen, waiting = set(), [scalar.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return sum(node.name().endswith("NotImplemented") for node in seen)
 
 
 def called_again(place: Place) -> SiteError:

@@ -260,7 +260,9 @@ class Shortcuts:
             known, idle = cache.layers[layer], family is not None and family.path(layer) in skipped
             for name, value in (("keys", keys[:, :, :column]), ("values", values[:, :, :column])):
                 # A block that does not run only says how many columns there are.
-                setattr(known, name, value[:1].expand(len(index), -1, -1, -1) if idle else value[index])
+                setattr(
+                    known, name, value[:1].expand(len(index), -1, -1, -1) if idle else value[index.to(value.device)]
+                )
         mask = {"attention_mask": clean.batch.extra["attention_mask"][index]}
         return {"past_key_values": cache, **(mask if "attention_mask" in clean.batch.extra else {})}
 

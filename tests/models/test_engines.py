@@ -50,6 +50,18 @@ def test_engines_agree(name: str, side: str, model_of: Models, prompts: object) 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.filterwarnings("ignore")
+def test_no_gradient_through_an_operation_is_not_taken_for_no_effect(engine: str) -> None:
+    plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    model = opened(torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, dtype=torch.qint8), engine)
+    (batch,) = model.batches(model.inputs(torch.randn(3, 4)))
+    first, last = (Place(path) for path in "12")
+    assert model.run(batch, read=[last], target=TopMargin()).grads[last].abs().sum() > 0
+    with pytest.raises(ModelError, match="1 operations between 1 sites and the output have no gradient"):
+        model.run(batch, read=[first, last], target=TopMargin())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_gradients_only_where_they_are_wanted(engine: str, model_of: Models, prompts: Any) -> None:
     model = opened(model_of("gpt2"), engine)
     batch = next(model.batches(model.inputs(prompts)))
