@@ -62,3 +62,10 @@ def test_attacked_itself_it_falls(kept):
     assert len(found) == 5
     assert np.mean([record["auroc"] for record in found]) < 0.75
     assert np.mean([record["tpr at 0.01"] for record in found]) < 0.2
+
+
+def test_limits_on_the_loss_were_held(kept):
+    limited = [record for record in records(kept) if "loss within" in record["attack"]]
+    assert limited
+    for record in limited:
+        assert record["loss risen by"] <= float(record["attack"].rpartition(" ")[2]), record["attack"]
