@@ -113,7 +113,7 @@ def test_the_last_network_within_the_limit_is_kept():
     model.weight.zero_()  # a loss of log 2
     limit = Limit(GraphModel.of(opened), [(batch, answers)], 0.5)
     assert limit.before == pytest.approx(np.log(2))
-    for wrong in (0.2, 0.4, 5.0):
+    for wrong in (0.2, 0.4, 0.45):  # rises of 0.22, 0.48 and 0.55
         model.weight.copy_(torch.tensor([[-wrong, wrong, -wrong], [wrong, -wrong, wrong]]))
         limit.look()
     limit.keep()
