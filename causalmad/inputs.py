@@ -229,7 +229,9 @@ class Inputs:
         ids = tuple(self.ids[row] for row in rows)
         if not self.tokens:
             return Batch(rows, fields, columns=columns, ids=ids)
-        mask = _pad([torch.ones(int(self.lengths[i]), dtype=torch.bool) for i in rows], side)
+        lengths = torch.as_tensor(self.lengths[rows])[:, None]
+        place = torch.arange(int(lengths.max()))
+        mask = place >= place.numel() - lengths if side == "left" else place < lengths
         extra = {
             "attention_mask": mask.long(),
             "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0),
@@ -302,6 +304,8 @@ def _digest(row: Mapping[int | str, Tensor]) -> str:
 def _pad(rows: Sequence[Tensor], side: str, fill: int = 0) -> Tensor:
     """(batch, longest) rows of equal or differing length as one tensor."""
     longest = max(row.shape[0] for row in rows)
+    if len({(row.shape, row.dtype) for row in rows}) == 1:
+        return torch.stack(list(rows))
     out = torch.full((len(rows), longest), fill, dtype=rows[0].dtype)
     for place, row in zip(out, rows, strict=True):
         start = longest - row.shape[0] if side == "left" else 0

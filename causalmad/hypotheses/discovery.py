@@ -74,6 +74,7 @@ def edge_scores(
     patcher, known = _prepared(model, inputs, donors, seed)
     graph, question = patcher.computation, as_target(target or TopMargin())
     which = torch.as_tensor(patcher.donors.of(known))
+    attributor = EdgeAttributor(patcher, question, method, steps)
     found = torch.zeros(len(known), len(graph.edges))
     with patcher.model.quiet(), torch.inference_mode(False):
         for batch in patcher.batches(known):
@@ -81,7 +82,7 @@ def edge_scores(
             if method == "exact":
                 found[torch.as_tensor(batch.rows)] = _exact(patcher, question, batch, chosen)
             else:
-                scores = EdgeAttributor(patcher, question, method, steps).scores(batch, chosen)
+                scores = attributor.scores(batch, chosen)
                 found[torch.as_tensor(batch.rows)] = scores.cpu()[:, graph.allowed]
     return EdgeScores(graph, found)
 

@@ -97,8 +97,8 @@ def averager(donor_mask: Tensor | None, which: Tensor, batch: Batch) -> Callable
     if donor_mask is None or batch.mask is None:
         return lambda donors: _wide(donors)[which].mean(1)
     which = which.to(donor_mask.device)
-    columns = [_columns(donor_mask, donor, batch.mask) for donor in which.unbind(1)]
-    index = which[:, None, :] * donor_mask.shape[1] + torch.stack(columns, -1)
+    columns = _columns(donor_mask, which, batch.mask[:, None])
+    index = (which[:, :, None] * donor_mask.shape[1] + columns).transpose(1, 2)
 
     def averaged(donors: Tensor) -> Tensor:
         rows = index.flatten(0, 1).to(donors.device)
@@ -113,14 +113,14 @@ def _wide(value: Tensor) -> Tensor:
 
 
 def _columns(donor_mask: Tensor, which: Tensor, mask: Tensor) -> Tensor:
-    """(batch, positions) the column of each row's donor that is as far from its end, read again where it is shorter."""
+    """(*which, positions) the column of each donor that is as far from its end, read again where it is shorter."""
     lengths = donor_mask.sum(-1)[which]
     start = donor_mask.long().argmax(-1)[which]
-    back = _from_end(mask).clamp(min=0) % lengths[:, None]
-    return (start + lengths - 1)[:, None] - back
+    back = from_end(mask).clamp(min=0) % lengths[..., None]
+    return (start + lengths - 1)[..., None] - back
 
 
-def _from_end(mask: Tensor) -> Tensor:
-    """(batch, positions) distance to the last real token: 0 there, 1 before it; negative at padding after it."""
-    last = mask.shape[1] - 1 - mask.long().flip(-1).argmax(-1)
-    return last[:, None] - torch.arange(mask.shape[1], device=mask.device)
+def from_end(mask: Tensor) -> Tensor:
+    """(..., positions) distance to the last real token: 0 there, 1 before it; negative at padding after it."""
+    last = mask.shape[-1] - 1 - mask.long().flip(-1).argmax(-1)
+    return last[..., None] - torch.arange(mask.shape[-1], device=mask.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -14,6 +15,7 @@ from causalmad.hypotheses.donors import averager
 from causalmad.hypotheses.edges import EdgePatcher
 from causalmad.inputs import Batch
 from causalmad.models.base import Run
+from causalmad.models.last_position import LastPosition
 from causalmad.sites import Place
 from causalmad.targets import Target, bound
 
@@ -46,6 +48,11 @@ class EdgeAttributor:
     target: Target
     method: str = "eap-ig"
     steps: int = 5
+
+    @cached_property
+    def runs(self) -> LastPosition:
+        """Runs of the model for the gradients alone."""
+        return LastPosition(self.patcher.model)
 
     def scores(self, batch: Batch, which: Tensor) -> Tensor:
         """(batch, senders, receivers) scores in units of the target, averaged over donors; zero where no edge is.
@@ -118,16 +125,18 @@ class EdgeAttributor:
         slots = dict.fromkeys(slot.place for part in graph.parts for slot in part.slots)
         sloped = (*slots, *(part.norm for part in graph.parts if not part.slots))
         read = (*graph.places, *slots, *(part.norm for part in graph.parts))
-        return self.patcher.model.run(batch, read=read, sloped=sloped, edits=edits, target=target)
+        return self.runs.run(batch, read=read, sloped=sloped, edits=edits, target=target)
 
     def _products(self, run: Run, gap: Tensor) -> Tensor:
         """(batch, senders, receivers) gaps times gradients, one part's receivers at a time."""
         graph = self.patcher.computation
         found = gap.new_zeros(gap.shape[1], *graph.allowed.shape)
-        moved = gap.flatten(2).transpose(0, 1)
         for part in graph.parts:
-            slopes = _slopes(graph, part, run).to(gap.dtype).flatten(2)
-            scores = torch.bmm(moved[:, : part.upstream], slopes.permute(1, 2, 0))
+            slopes = _slopes(graph, part, run).to(gap.dtype)
+            # Behind the last attention only the last position has a slope.
+            first = 0 if part.slots else int((slopes != 0).any(-1).flatten(0, 1).any(0).int().argmax())
+            moved = gap[: part.upstream, :, first:].flatten(2).transpose(0, 1)
+            scores = torch.bmm(moved, slopes[:, :, first:].flatten(2).permute(1, 2, 0))
             found[:, : part.upstream, part.receivers.start : part.receivers.stop] = scores
         return found
 

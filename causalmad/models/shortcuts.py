@@ -16,16 +16,13 @@ from causalmad.errors import CausalmadError
 from causalmad.inputs import Batch
 from causalmad.models.base import OpenModel
 from causalmad.models.batching import out_of_memory
-from causalmad.models.hooks import Hooks
+from causalmad.models.last_position import CLOSE, HALF, alike, alone, behind_attention, from_last, in_last_block
 from causalmad.models.recording import Recording, narrowed, recorded, replayed
 from causalmad.sites import Place
 
 Patch: TypeAlias = Callable[[Tensor], Tensor]
 EditBatch: TypeAlias = Callable[[Batch], tuple[Batch, dict[Place, Patch]]]
 
-# Of the largest logit: how far the same row may come out from its clean logits in a batch of another shape.
-_CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4}
-_HALF = 0.1
 _NUMBERS = 2**20  # of the residual stream in one run on a CPU: more of them leave its caches and take longer each
 
 
@@ -62,13 +59,12 @@ class Shortcuts:
 
     def __init__(self, model: OpenModel, places: Iterable[Place] = ()) -> None:
         self.model, self.places = model, tuple(dict.fromkeys(places))
-        # A view of another kind may want a graph through every run.
-        self.usable = type(model) is OpenModel and isinstance(model.engine, Hooks) and model.standing is None
+        self.usable = alone(model)
         family = model.architecture
         decoder = family is not None and family.wiring is not None and {"past_key_values", "use_cache"} <= model.accepts
         self.tried: set[tuple[frozenset[Place], bool, bool]] = set()  # what came out as it should
         # Whether a token reaches none before it: tried out on the first batch.
-        self.causal: bool | None = None if decoder and self._last_position else False
+        self.causal: bool | None = None if decoder and from_last(model) else False
 
     def stacks(self, widths: Tensor) -> Iterator[Tensor]:
         """Variants by number, in their order, in stacks of which each makes one run.
@@ -147,7 +143,7 @@ class Shortcuts:
             edited, patches = edit(_cut(whole, column)) if patches else (_cut(edited, column), patches)
         skipped = recording.before(patches, cut=column > 0)
         width = clean.batch.main.shape[-1]
-        narrow = self._narrow(patches) if self._last_position and width - column > 1 else ()
+        narrow = self._narrow(patches) if from_last(self.model) and width - column > 1 else ()
         if not (column or skipped or narrow):
             return self.model.logits(edited, patches)
         kind = (frozenset(patches), bool(column), bool(narrow))
@@ -164,7 +160,7 @@ class Shortcuts:
             logits = self.model.run(batch, edits=edits, extra=extra).logits
         if logits is None or not trial:
             return logits
-        if not _same(logits[-1], clean.logits[int(known)], self.model.dtype):
+        if not alike(logits[-1], clean.logits[int(known)], self.model.dtype):
             return None
         self.tried.add(kind)
         return logits[:-1]
@@ -179,11 +175,6 @@ class Shortcuts:
             return int(changed[0]) if len(changed) else width - 1
         # Beyond the attention of the last block every position stands alone, and only the last one is read.
         return width - 1 if all(map(self._beyond, patches)) else column
-
-    @property
-    def _last_position(self) -> bool:
-        """Whether logits come from the last column alone."""
-        return self.model.side == "left" and "logits_to_keep" in self.model.accepts
 
     def _beyond(self, place: Place) -> bool:
         family = self.model.architecture
@@ -201,14 +192,8 @@ class Shortcuts:
         )
 
     def _narrow(self, patches: Mapping[Place, Patch]) -> tuple[str, ...]:
-        """Parts of the last block that need the last position alone: what reads behind its attention."""
-        family = self.model.architecture
-        if family is None or family.wiring is None:
-            return ()
-        block = family.path(family.layers - 1)
-        if any(f"{place.path}.".startswith(f"{block}.") for place in patches):
-            return ()
-        return (family.path(family.layers - 1, family.projection), family.path(family.layers - 1, family.mlp))
+        """Parts of the last block that need the last position alone, where none of them is edited."""
+        return () if in_last_block(self.model, patches) else behind_attention(self.model)
 
     def _chain(self, skipped: Mapping[str, Any]) -> tuple[str, ...]:
         """Skipped blocks whose output only the next skipped block reads."""
@@ -244,7 +229,7 @@ class Shortcuts:
         except CausalmadError:
             return False  # the plain run that follows says why
         real = value[:, :-1][:, two.mask[0, :-1]] if two.mask is not None else value[:, :-1]
-        close = _CLOSE.get(value.dtype, _HALF) * real.abs().amax()
+        close = CLOSE.get(value.dtype, HALF) * real.abs().amax()
         return bool((real[0] - real[1]).abs().amax() <= close) if real.shape[1] else False
 
     def _cache(self) -> Any:
@@ -312,10 +297,3 @@ def _but_last(patch: Patch) -> Patch:
         return torch.cat([patch(value[:-1]), value[-1:]])
 
     return edit
-
-
-def _same(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
-    if found.shape != wanted.shape:
-        return False
-    gap = (found.double() - wanted.double()).abs().amax()
-    return bool(gap <= _CLOSE.get(dtype, _HALF) * wanted.double().abs().amax())

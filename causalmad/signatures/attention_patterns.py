@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from causalmad.errors import FitError
+from causalmad.hypotheses.donors import from_end
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.models.attention import attending
@@ -22,7 +23,6 @@ from causalmad.signatures.base import (
     require_inputs,
     signatures,
 )
-from causalmad.signatures.baselines import from_end
 from causalmad.signatures.table import table
 from causalmad.sites import position_index
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -147,6 +148,12 @@ class FittedAttributionPatching:
         """Contents of the donors, which the reference leaves out."""
         return self.baseline.donors.inputs.digests if self.baseline.donors else ()
 
+    @cached_property
+    def attributor(self) -> Attributor:
+        """What computes the contributions."""
+        target = as_target(self.spec.target)
+        return Attributor(self.model, target, self.baseline, flat(self.places), self.spec.steps)
+
     def __call__(self, inputs: Any) -> Signatures:
         """(n, d) contributions; one forward and one backward pass (times steps and places when there are steps)."""
         known = self.model.inputs(inputs)
@@ -177,14 +184,12 @@ class FittedAttributionPatching:
 
     def _sums(self, inputs: Inputs) -> dict[tuple[str, str], npt.NDArray[np.float64]]:
         """(group, "sum" or "size") -> (n, units) signed and absolute sums, NaN where an input has no such unit."""
-        target = as_target(self.spec.target)
-        attributor = Attributor(self.model, target, self.baseline, flat(self.places), self.spec.steps)
         donors = self.baseline.donors
         which = None if donors is None else torch.as_tensor(donors.of(inputs))
 
         def contribute(batch: Batch) -> dict[Place, Tensor]:
             chosen = None if which is None else which[torch.as_tensor(batch.rows)].to(batch.main.device)
-            return attributor.contributions(batch, chosen)
+            return self.attributor.contributions(batch, chosen)
 
         return sums(self.model, inputs, self.groups, self.places, contribute)
 

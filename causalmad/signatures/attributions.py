@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
+from causalmad.models.last_position import LastPosition
 from causalmad.signatures.baselines import Baseline
 from causalmad.signatures.columns import Reduced, by_place
 from causalmad.signatures.sums import unit_sums
@@ -31,6 +33,11 @@ class Attributor:
     places: Sequence[Place]
     steps: int
 
+    @cached_property
+    def runs(self) -> LastPosition:
+        """Runs of the model for the gradients alone."""
+        return LastPosition(self.model)
+
     def contributions(self, batch: Batch, which: Tensor | None) -> dict[Place, Tensor]:
         """Place -> (batch, ...) gradient times (clean minus baseline), averaged over donors, in units of the target.
 
@@ -38,7 +45,9 @@ class Attributor:
             batch: the inputs.
             which: (batch, donors) the donors of every input, for a baseline of donors.
         """
-        run = self.model.run(batch, read=self.places, target=self.target)
+        # Along a line the points themselves are wanted, at every position.
+        model = self.runs if self.steps == 1 else self.model
+        run = model.run(batch, read=self.places, target=self.target)
         logits = run.logits if run.logits is not None else self.model.logits(batch)
         found = {}
         for place in self.places:

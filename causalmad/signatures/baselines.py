@@ -13,7 +13,7 @@ from torch import Tensor
 
 from causalmad.errors import FitError
 from causalmad.hypotheses import Donors
-from causalmad.hypotheses.donors import align
+from causalmad.hypotheses.donors import align, from_end
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures.effects import donor_batch
@@ -142,12 +142,6 @@ def parts(groups: Sequence[Group], places: Mapping[str, Sequence[Place]]) -> dic
     for group in groups:
         found |= {site.place: site.head_count for site in group.sites if site.heads and site.head_count}
     return found
-
-
-def from_end(mask: Tensor) -> Tensor:
-    """(batch, positions) distance to the last real token; negative at padding after it."""
-    last = mask.shape[1] - 1 - mask.long().flip(-1).argmax(-1)
-    return last[:, None] - torch.arange(mask.shape[1], device=mask.device)
 
 
 def _means(model: OpenModel, trusted: Inputs, places: Sequence[Place], *, by_position: bool) -> dict[Place, Tensor]:

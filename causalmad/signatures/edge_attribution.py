@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ class EdgeAttribution:
         require_inputs(trusted)
         patcher = EdgePatcher.of(model, Donors.draw(trusted, self.donors, seed))
         some = sample(trusted, seed, patcher.donors.inputs.digests)
-        usual = Usual.of(batch for _, batch in _scores(self, model, patcher, some))
+        usual = Usual.of(batch for _, batch in _scores(_attributor(self, model, patcher), some))
         order, inside = _support(usual.size, self.support)
         kept = order[: min(inside, self.most or min(64, max(len(trusted) // 4, 1)))]
         raw = FittedEdgeAttribution(self, model, patcher, usual, order[:inside], kept, Scales.unknown())
@@ -158,6 +159,11 @@ class FittedEdgeAttribution:
         """Contents of the donors, which the reference leaves out."""
         return self.patcher.donors.inputs.digests
 
+    @cached_property
+    def attributor(self) -> EdgeAttributor:
+        """What scores the edges."""
+        return _attributor(self.spec, self.model, self.patcher)
+
     def __call__(self, inputs: Any) -> Signatures:
         """(n, d) signatures; one forward and one backward pass, times donors and steps for more than one step."""
         return self.scales.apply(self.model.inputs(inputs), self.reduced)
@@ -180,7 +186,7 @@ class FittedEdgeAttribution:
             columns.append(Column(f"edge {name}", str(graph.site(sender)), name, block="edges"))
         columns += [Column(f"edges {name}", unit=name, block="edges as a whole") for name in _SUMMARY]
         values = np.empty((len(inputs), len(columns)))
-        for rows, scores in _scores(self.spec, self.model, self.patcher, inputs):
+        for rows, scores in _scores(self.attributor, inputs):
             values[rows] = torch.cat([scores[:, self.kept], self._summary(scores)], 1).numpy()
         return Reduced(tuple(columns), values)
 
@@ -199,18 +205,20 @@ def _kind(column: Column) -> str:
     return column.block if column.block == "edges" else column.name
 
 
-def _scores(
-    spec: EdgeAttribution, model: OpenModel, patcher: EdgePatcher, inputs: Inputs
-) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
-    """Rows, and their (batch, edges) scores averaged over donors, in double precision."""
+def _attributor(spec: EdgeAttribution, model: OpenModel, patcher: EdgePatcher) -> EdgeAttributor:
     graph = replace(patcher.computation, model=model)  # the model may stand under edits, which its donors do not
     method = "eap" if spec.steps == 1 else "eap-ig"
-    attributor = EdgeAttributor(replace(patcher, computation=graph), as_target(spec.target), method, spec.steps)
+    return EdgeAttributor(replace(patcher, computation=graph), as_target(spec.target), method, spec.steps)
+
+
+def _scores(attributor: EdgeAttributor, inputs: Inputs) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
+    """Rows, and their (batch, edges) scores averaged over donors, in double precision."""
+    patcher = attributor.patcher
     which = torch.as_tensor(patcher.donors.of(inputs))
-    with model.quiet():
-        for batch in attributor.patcher.batches(inputs):
+    with patcher.model.quiet():
+        for batch in patcher.batches(inputs):
             scores = attributor.scores(batch, which[torch.as_tensor(batch.rows)])
-            yield batch.rows, scores.cpu()[:, graph.allowed].double()
+            yield batch.rows, scores.cpu()[:, patcher.computation.allowed].double()
 
 
 def _support(size: Tensor, share: float) -> tuple[Tensor, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from causalmad.errors import FitError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
+from causalmad.models.last_position import LastPosition
 from causalmad.signatures.attributions import flat, places_from_data, places_of, places_to_data, sums, unit_columns
 from causalmad.signatures.base import Column, Signatures, State, require_inputs
 from causalmad.signatures.columns import Reduced, join
@@ -89,6 +91,11 @@ class FittedGradientNorms:
         """The norms."""
         return self.scales.columns
 
+    @cached_property
+    def runs(self) -> LastPosition:
+        """Runs of the model for the gradients alone."""
+        return LastPosition(self.model)
+
     def __call__(self, inputs: Any) -> Signatures:
         """(n, d) norms; one forward and one backward pass."""
         return self.scales.apply(self.model.inputs(inputs), self.reduced)
@@ -98,7 +105,7 @@ class FittedGradientNorms:
         places, target = flat(self.places), as_target(self.spec.target)
 
         def squares(batch: Batch) -> dict[Place, Tensor]:
-            grads = self.model.run(batch, read=places, target=target).grads
+            grads = self.runs.run(batch, read=places, target=target).grads
             return {place: slope.double().square() for place, slope in grads.items()}
 
         tables = sums(self.model, inputs, self.groups, self.places, squares)
