@@ -266,7 +266,8 @@ class Inputs:
         """
         from causalmad.reading import read
 
-        if isinstance(data, (Tensor, np.ndarray)) and data.ndim == 1 and torch.as_tensor(data).is_floating_point():
+        single = isinstance(data, Tensor) and data.is_floating_point()
+        if (single or (isinstance(data, np.ndarray) and data.dtype.kind == "f")) and data.ndim == 1:
             raise InputsError(
                 f"data of shape ({len(data)},)",
                 needed="one row per input",

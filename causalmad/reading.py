@@ -14,6 +14,11 @@ from causalmad.errors import InputsError
 from causalmad.inputs import Block, Inputs, Rows, content_ids
 
 _TEXT_KEYS = ("text", "prompt", "input", "sentence")
+_SHUFFLED = (
+    torch.utils.data.RandomSampler,
+    torch.utils.data.SubsetRandomSampler,
+    torch.utils.data.WeightedRandomSampler,
+)
 _NEVER_FIELDS = ("labels", "label", "id")  # `labels` is an argument of many models, but it asks for a loss
 
 
@@ -29,6 +34,7 @@ def read(
     if isinstance(data, Inputs):
         return _again(data, blocks, ids, columns)
     table = _table(data)
+    _require_one_length(table)
     fields, found = _split(table, tokenizer, accepts)
     count = len(next(iter(fields.values())))
     if count == 0:
@@ -37,6 +43,19 @@ def read(
     given = ids if ids is not None else found.pop("id", None)
     names = content_ids(fields, count) if given is None else tuple(str(key) for key in given)
     return Inputs(names, fields, found, _blocks(blocks, fields))
+
+
+def _require_one_length(table: Mapping[int | str, Any]) -> None:
+    counts = {
+        str(name): len(values)
+        for name, values in table.items()
+        if hasattr(values, "__len__") and getattr(values, "ndim", 1)
+    }
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name!r} {count}" for name, count in counts.items())
+        raise InputsError(
+            f"fields of different numbers of rows: {told}", needed="one row of every field for each input"
+        )
 
 
 def _again(
@@ -73,11 +92,18 @@ def _blocks(blocks: Mapping[str, Block] | None, fields: Mapping[int | str, Rows]
 
 def _table(data: Any) -> dict[int | str, Any]:
     """The data as argument or column name -> values, one per input."""
+    if isinstance(data, np.ndarray) and data.dtype.kind in "USO":
+        return _table(data.tolist())
     if isinstance(data, (Tensor, np.ndarray)):
         return {0: data}
     if isinstance(data, Mapping):
         return dict(data)
     if isinstance(data, torch.utils.data.DataLoader):
+        if isinstance(data.sampler, _SHUFFLED):
+            raise InputsError(
+                "a DataLoader that shuffles: scores would come in an order that nothing tells",
+                tries=["DataLoader(loader.dataset, batch_size=loader.batch_size)"],
+            )
         with torch.random.fork_rng():  # a loader draws a seed from the global generator for every pass
             return _stack([_table(_unlabelled(batch)) for batch in data])
     if hasattr(data, "column_names") and hasattr(data, "features"):  # a Hugging Face Dataset
@@ -89,7 +115,21 @@ def _table(data: Any) -> dict[int | str, Any]:
     raise InputsError(
         f"data of type {type(data).__name__}",
         needed="a tensor, a dict of tensors, a list of texts or of dicts, a Dataset, a DataLoader, or Inputs",
+        tries=_tries(data),
     )
+
+
+def _tries(data: Any) -> list[str]:
+    """What makes data of another kind into one that is read."""
+    if isinstance(data, torch.utils.data.Dataset):
+        return ["DataLoader(data, batch_size=64)"]
+    if hasattr(data, "to_dict") and hasattr(data, "iloc"):  # pandas
+        return (
+            ["frame.to_numpy(dtype='float32')", 'frame.to_dict("list")']
+            if hasattr(data, "columns")
+            else ["series.tolist()"]
+        )
+    return ["list(data)"] if hasattr(data, "__iter__") else []
 
 
 def _unlabelled(batch: Any) -> Any:
@@ -121,7 +161,11 @@ def _rows(rows: list[Any]) -> dict[int | str, Any]:
     if all(isinstance(row, (Tensor, np.ndarray)) for row in rows):
         return {0: rows}
     kinds = sorted({type(row).__name__ for row in rows})
-    raise InputsError(f"a list of {', '.join(kinds)}", needed="texts, dicts or tensors, all of one kind")
+    raise InputsError(
+        f"a list of {', '.join(kinds)}",
+        needed="texts, dicts or tensors, all of one kind",
+        tries=["torch.tensor(data)"] if set(kinds) <= {"list", "tuple", "int", "float"} else [],
+    )
 
 
 def _split(
@@ -142,7 +186,7 @@ def _split(
         else:
             columns[str(name)] = _column(values)
     if not fields:
-        key = next((k for k in (*_TEXT_KEYS, *columns) if k in columns and isinstance(columns[k][0], str)), None)
+        key = _text_key(columns)
         if key is None:
             raise InputsError(
                 f"none of the fields {sorted(columns)} is an argument of the model",
@@ -158,8 +202,42 @@ def _split(
         mask = encoded.get("attention_mask") if hasattr(encoded, "get") else None
     if mask is not None:
         fields = _unpadded(fields, mask)
+    elif "input_ids" in table:
+        _require_no_padding(fields["input_ids"], tokenizer)
     order = sorted(fields, key=lambda name: (name != "input_ids", isinstance(name, str)))
     return {name: fields[name] for name in order}, columns
+
+
+def _text_key(columns: Mapping[str, Any]) -> str | None:
+    """The column that holds the texts; None where there is none.
+
+    Raises:
+        InputsError: when several may be meant.
+    """
+    texts = [name for name, values in columns.items() if len(values) and isinstance(values[0], str)]
+    known = [name for name in _TEXT_KEYS if name in texts]
+    if not known and len(texts) > 1:
+        raise InputsError(
+            f"the text may be any of the fields {', '.join(map(repr, texts))}",
+            needed=f"one text field, or one that is called {', '.join(map(repr, _TEXT_KEYS))}",
+            tries=[f"call {texts[0]!r} 'text'"],
+        )
+    return next(iter((*known, *texts)), None)
+
+
+def _require_no_padding(tokens: Any, tokenizer: Any) -> None:
+    """Token rows without an attention mask that begin or end with padding would have it counted as tokens."""
+    fill = getattr(tokenizer, "pad_token_id", None)
+    if not isinstance(fill, int) or fill == getattr(tokenizer, "eos_token_id", None):
+        return
+    padded = [row for row, ids in enumerate(tokens) if len(ids) > 1 and fill in (int(ids[0]), int(ids[-1]))]
+    if padded:
+        raise InputsError(
+            f"{len(padded)} of {len(tokens)} rows of input_ids begin or end with the tokenizer's padding, {fill}, and "
+            f"there is no attention_mask; the first is row {padded[0]}",
+            needed="real tokens alone, or a mask of them",
+            tries=["the tokenizer's whole output, attention_mask with it", "an attention_mask of ones, where they are"],
+        )
 
 
 def _encoded(tokenizer: Callable[..., Any], texts: list[str]) -> Any:

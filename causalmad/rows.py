@@ -96,7 +96,7 @@ def as_inputs(
 ) -> Inputs:
     """The rows as inputs of a model.
 
-    A text field (``text``, ``prompt``, ``input``, ``sentence``; any, where there is no list) goes through the
+    A text field (``text``, ``prompt``, ``input``, ``sentence``; any, where there is one and no list) goes through the
     tokenizer; ``input_ids`` are tokens; lists under the name of an argument of the model are passed by that name;
     otherwise the one field that holds lists of numbers is the first positional argument. Lists are floats, except under
     names that end in ``_ids`` or ``_mask``. ``id`` names the input, and whatever is left is a column that the model

@@ -159,7 +159,14 @@ def test_rows_and_blocks() -> None:
         ({"input_ids": [[1], []]}, "no tokens"),
         ({"input_ids": [["a"]]}, "cannot be made into tensors"),
         (torch.tensor(3.0), "single number"),
-        ({"input_ids": [[1], [2]], "attention_mask": [[1]]}, "2 rows for an attention mask of 1"),
+        ({"input_ids": [[1], [2]], "attention_mask": [[1]]}, "different numbers of rows: 'input_ids' 2, 'attention_m"),
+        ({"a": torch.ones(5, 2), "b": torch.ones(3, 2)}, "different numbers of rows: 'a' 5, 'b' 3"),
+        ({"b": torch.ones(3, 2), "a": torch.ones(5, 2)}, "different numbers of rows: 'b' 3, 'a' 5"),
+        (DataLoader(TensorDataset(torch.ones(4, 2)), shuffle=True), "a DataLoader that shuffles"),
+        ({"question": ["w3", "w4"], "answer": ["w5", "w6"]}, "any of the fields 'question', 'answer'"),
+        ([[0.1, 0.2], [0.3, 0.4]], r"(?s)a list of list.*torch.tensor\(data\)"),
+        (TensorDataset(torch.ones(4, 2)), r"(?s)TensorDataset.*DataLoader\(data"),
+        ((row for row in torch.ones(4, 2)), r"(?s)generator.*list\(data\)"),
     ],
 )
 def test_bad_data(data: Any, message: str) -> None:
@@ -226,3 +233,18 @@ def test_a_single_input_without_its_batch_axis_is_named():
     with pytest.raises(InputsError, match="one row per input"):
         Inputs.of(torch.zeros(4))
     assert len(Inputs.of(torch.zeros(4)[:, None])) == 4
+
+
+def test_arrays_of_texts(tokenizer: Any) -> None:
+    for kind in (np.array(WORDS), np.array(WORDS, dtype=object), np.array(WORDS, dtype="S").astype("U")):
+        assert rows(Inputs.of(kind, tokenizer=tokenizer, accepts=GPT2)) == IDS
+
+
+def test_padding_without_a_mask_is_noticed(tokenizer: Any) -> None:
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    encoded = tokenizer(WORDS, padding=True, return_tensors="pt")
+    ids = encoded["input_ids"]
+    with pytest.raises(InputsError, match="2 of 3 rows of input_ids begin or end with the tokenizer's padding"):
+        Inputs.of({"input_ids": ids}, tokenizer=tokenizer, accepts=GPT2)
+    assert len(Inputs.of({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, tokenizer=tokenizer)) == 3
+    assert len(Inputs.of({"input_ids": ids[2:]}, tokenizer=tokenizer)) == 1
