@@ -49,7 +49,7 @@ def _require_one_length(table: Mapping[int | str, Any]) -> None:
     counts = {
         str(name): len(values)
         for name, values in table.items()
-        if hasattr(values, "__len__") and getattr(values, "ndim", 1)
+        if hasattr(values, "__len__") and getattr(values, "ndim", True)
     }
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name!r} {count}" for name, count in counts.items())
