@@ -25,6 +25,7 @@ from causalmad.extraction.extract import rows_of
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
 from causalmad.models.batching import within_memory
+from causalmad.models.fingerprint import glance, require_glance
 from causalmad.plots.tables import facts
 from causalmad.provenance import versions
 from causalmad.references import Mahalanobis
@@ -152,7 +153,17 @@ class Detector:
         seen = frozenset(inputs.digests)
         pool = frozenset(others.digests) if others is not None and compares else frozenset()
         return FittedDetector(
-            self, opened, signature, reference, calibrator, normal, seen, provenance, pool=pool, context=context
+            self,
+            opened,
+            signature,
+            reference,
+            calibrator,
+            normal,
+            seen,
+            provenance,
+            pool=pool,
+            context=context,
+            weights=glance(opened.module),
         )
 
 
@@ -173,6 +184,7 @@ class FittedDetector:
         context: what else the reference was fitted with: ``untrusted`` (m, d) signatures, and of every trusted row its
             predicted class (``classes``) and fold (``folds``).
         origin: the folder that it was loaded from: whatever fails is then blamed on that.
+        weights: a :func:`causalmad.models.fingerprint.glance` at the model's; empty where nobody looks.
     """
 
     spec: Detector
@@ -186,6 +198,7 @@ class FittedDetector:
     pool: frozenset[str] = frozenset()
     context: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     origin: str = ""
+    weights: str = ""
 
     def __repr__(self) -> str:
         """What was fitted, in a line."""
@@ -209,7 +222,7 @@ class FittedDetector:
             cache: a folder that keeps signatures, see :func:`causalmad.extract`.
         """
         with blaming(self.origin):
-            return scores_of(self.reference, self._signatures(self.model.inputs(inputs), cache))
+            return scores_of(self.reference, self.signatures(self.model.inputs(inputs), cache))
 
     def measure(self, found: Signatures, inputs: Inputs) -> tuple[Floats, Floats]:
         """(n,) anomaly scores and (n,) p-values of signatures.
@@ -240,7 +253,7 @@ class FittedDetector:
         self.calibrator.require(alpha)
         known = self.model.inputs(inputs)
         adjusted_p = None if fdr is None else adjusted(np.ones(0), fdr)  # a wrong name before any work
-        found = self._signatures(known, cache)
+        found = self.signatures(known, cache)
         scores, p_values = self.measure(found, known)
         note = ""
         if fdr is not None:
@@ -261,7 +274,7 @@ class FittedDetector:
     def explain(self, inputs: Any) -> tuple[Explanation, ...]:
         """Why each input scored as it did; :meth:`Detection.explain` does the same for one input of a detection."""
         known = self.model.inputs(inputs)
-        found = self._signatures(known, None)
+        found = self.signatures(known)
         scores, p_values = self.measure(found, known)
         return tuple(self._explain(found, scores, p_values, row, known) for row in range(len(found)))
 
@@ -290,10 +303,12 @@ class FittedDetector:
         """Write the detector to a directory: ``detector.json`` and ``state.safetensors``; the model stays outside.
 
         Raises:
+            ModelError: when the model's weights are others than when it was fitted.
             StoreError: when a part cannot be written, or the directory holds something else.
         """
         from causalmad.store import save
 
+        require_glance(self.model.module, self.weights)
         save(self, Path(path))
 
     @classmethod
@@ -315,7 +330,17 @@ class FittedDetector:
 
         return load(Path(path), model, hypothesis)
 
-    def _signatures(self, inputs: Inputs, cache: Keeps) -> Signatures:
+    def signatures(self, inputs: Inputs, cache: Keeps = None) -> Signatures:
+        """(n, d) signatures of inputs of the model.
+
+        Args:
+            inputs: the inputs.
+            cache: a folder that keeps signatures, see :func:`causalmad.extract`.
+
+        Raises:
+            ModelError: when the model's weights are others than when the detector was fitted.
+        """
+        require_glance(self.model.module, self.weights)
         with blaming(self.origin):
             return rows_of(self.signature, self.spec.signature, self.model, cache, inputs)
 

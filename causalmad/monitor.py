@@ -13,8 +13,7 @@ import numpy as np
 
 from causalmad.calibration.base import as_alpha
 from causalmad.calibration.martingale import Betting
-from causalmad.errors import CalibrationError, CausalmadError, InputsError, StoreError, blaming
-from causalmad.extraction.extract import rows_of
+from causalmad.errors import CalibrationError, CausalmadError, InputsError, StoreError
 from causalmad.whole import read_whole, write_whole
 
 if TYPE_CHECKING:
@@ -125,9 +124,7 @@ class Monitor:
             inputs: whatever :meth:`Inputs.of` takes.
         """
         known = self.fitted.model.inputs(inputs)
-        with blaming(self.fitted.origin):
-            found = rows_of(self.fitted.signature, self.fitted.spec.signature, self.fitted.model, None, known)
-        scores, p_values = self.fitted.measure(found, known)
+        scores, p_values = self.fitted.measure(self.fitted.signatures(known), known)
         betting, events = self.betting, []
         for row, p_value in enumerate(self._conditional(scores, known)):
             betting = betting.bet(float(p_value))

@@ -20,7 +20,7 @@ from torch import Tensor
 from causalmad.config import from_config, to_config
 from causalmad.errors import CausalmadError, HypothesisError, StoreError
 from causalmad.models import open_model
-from causalmad.models.fingerprint import first_difference
+from causalmad.models.fingerprint import first_difference, glance
 from causalmad.references.base import FittedReference, as_rows
 from causalmad.references.folded import FittedFolds, restore_folds
 from causalmad.signatures.base import Column, Signatures, State
@@ -151,6 +151,7 @@ def _rebuild(
         pool=frozenset(content["pool"]),
         context=context,
         origin=str(path),
+        weights=glance(opened.module),
     )
 
 

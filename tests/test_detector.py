@@ -6,7 +6,7 @@ import torch
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import KernelDensity
 
-from causalmad import Detector, FittedDetector, Inputs
+from causalmad import Detector, FittedDetector, Inputs, Monitor
 from causalmad.errors import CalibrationError, CausalmadError, FitError, InputsError, ModelError, SpecError
 from causalmad.references import Mahalanobis
 from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
@@ -191,3 +191,29 @@ def test_scores_hardly_depend_on_the_other_inputs():
         fitted = detector.fit(made.model, made.trusted)
         one_by_one = np.concatenate([fitted.score(made.fresh[i]) for i in range(9)])
         np.testing.assert_allclose(fitted.score(made.fresh), one_by_one, rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["step", "half", "loaded"])
+def test_weights_that_changed_after_the_fit_are_noticed(how, tmp_path):
+    made = toy("mlp", trusted=40)
+    fitted = Detector(Activations()).fit(made.model, made.trusted)
+    if how == "loaded":
+        fitted.save(tmp_path / "saved")
+        fitted = FittedDetector.load(tmp_path / "saved", made.model)
+    before = fitted.score(made.fresh)
+    # Moving values about changes nothing.
+    made.model.load_state_dict({name: value.clone() for name, value in made.model.state_dict().items()})
+    np.testing.assert_array_equal(fitted.score(made.fresh), before)
+    if how == "half":
+        made.model.half()
+    else:
+        loss = made.model(made.fresh.main).square().sum()
+        optimizer = torch.optim.SGD(made.model.parameters(), lr=1e-3)
+        loss.backward()
+        optimizer.step()
+    for work in (fitted.score, fitted.detect, fitted.explain, Monitor(fitted, alpha=0.2)):
+        with pytest.raises(ModelError, match="have changed since the detector was fitted"):
+            work(made.fresh)
+    with pytest.raises(ModelError, match="have changed"):
+        fitted.save(tmp_path / "detector")
+    assert not (tmp_path / "detector").exists()

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from causalmad.errors import ModelError
 from causalmad.models.offloaded import offloaded
+
+_GLANCED = 64  # values of a parameter
 
 
 def parameter_digests(module: nn.Module) -> dict[str, str]:
@@ -19,6 +22,40 @@ def parameter_digests(module: nn.Module) -> dict[str, str]:
     away = dict(offloaded(module))
     known = module.state_dict(keep_vars=True)
     return {name: value_digest(away[name]() if name in away else value) for name, value in known.items()}
+
+
+def glance(module: nn.Module) -> str:
+    """A hash of some values of every parameter: quick, and another one after a step of training or `.half()`.
+
+    Values that are elsewhere (meta, offloaded) play no part.
+    """
+    kinds, some = [], []
+    for name, value in module.named_parameters():
+        kinds.append(f"{name}:{value.dtype}:{tuple(value.shape)}")
+        if value.device.type != "meta" and value.numel():
+            flat = value.detach().reshape(-1)
+            some.append(flat[:: max(flat.numel() // _GLANCED, 1)][:_GLANCED].cpu().double())
+    numbers = torch.cat(some) if some else torch.empty(0)
+    return hashlib.blake2b("\n".join(kinds).encode() + numbers.numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def require_glance(module: nn.Module, known: str) -> None:
+    """The weights are those that an earlier :func:`glance` saw.
+
+    Args:
+        module: the model.
+        known: what the glance gave; empty for no question.
+
+    Raises:
+        ModelError: when they are others.
+    """
+    if known and known != glance(module):
+        raise ModelError(
+            f"the weights of {type(module).__name__} have changed since the detector was fitted",
+            needed="the very weights that it was fitted on",
+            causes=["a step of training", "adapters that were merged", "another precision, as after .half()"],
+            tries=["fit again", "fit on copy.deepcopy(model)"],
+        )
 
 
 def digest(parts: Mapping[str, str]) -> str:
