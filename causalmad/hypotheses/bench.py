@@ -100,7 +100,7 @@ class Bench:
         logits, values = [], {site: [] for site in read}  # type: ignore[var-annotated]
         places = list(dict.fromkeys(site.place for site in read))
         with self.model.quiet():
-            for part in np.array_split(np.arange(len(rows)), max(-(-len(rows) // (8 * self.model.batch_size)), 1)):
+            for part in np.array_split(np.arange(len(rows)), max(-(-len(rows) // self.model.batching.stack), 1)):
                 batch = self.pool.take(rows[part])
                 edits = _edits({site: held.take(part) for site, held in known.items()}, keep, batch)
                 run = self.model.run(batch, read=places, edits=edits, output=output)

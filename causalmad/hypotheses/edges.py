@@ -15,6 +15,7 @@ from causalmad.hypotheses.computation import Computation, Part, plain, weights
 from causalmad.hypotheses.donors import Donors, align
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel, open_model
+from causalmad.models.batching import in_stacks
 from causalmad.sites import Place
 
 Patch: TypeAlias = Callable[[Tensor], Tensor]
@@ -57,7 +58,8 @@ class EdgePatcher:
             raise HypothesisError("edges of inputs that are no token sequences", needed="token inputs")
         batch = Bench.of(opened, donors.inputs).pool
         with _plain_tensors(), opened.quiet():
-            values = replace(computation, model=opened.plain).capture(batch, check=True)
+            unedited = replace(computation, model=opened.plain)
+            values = in_stacks(opened, batch, lambda part: unedited.capture(part, check=True))
             return cls(computation, donors, batch, values, computation.senders_of(values))
 
     @property
@@ -103,7 +105,7 @@ class EdgePatcher:
             which: (batch,) donor of each row.
             variants: each (senders, receivers) sources, the same for all rows.
         """
-        limit = max(1, 8 * self.model.batch_size // len(batch))
+        limit = max(1, self.model.batching.stack // len(batch))
         waiting: list[Tensor] = []
 
         def run() -> Iterator[Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from causalmad.errors import ModelError
 from causalmad.inputs import Batch, Inputs
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     from causalmad.models.base import OpenModel
 
 T = TypeVar("T")
+K = TypeVar("K")
 Told: TypeAlias = Callable[[int, int], None]
 """Called with (inputs that went by, inputs in all)."""
 
 DEFAULT = 64
+VARIANTS = 8
 # What allocators say, and libraries whose own buffers found no place.
 _SAID = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "cudnn_status_not_supported")
 
@@ -32,12 +35,16 @@ class Batching:
 
     Attributes:
         size: inputs a batch, at most.
-        auto: whether inputs are sorted by length, and ``size`` is halved where a batch ran out of memory.
+        auto: whether inputs are sorted by length, and ``size`` is halved where a batch ran out of memory; once it is
+            one, ``variants`` is.
+        variants: edited runs of an input that share a run where there are many of them: a stack of them has no
+            gradients, so it may be so many times as wide as a batch.
         told: who is told how far a round over inputs is, while somebody watches.
     """
 
     size: int = DEFAULT
     auto: bool = False
+    variants: int = VARIANTS
     told: Told | None = None
 
     @classmethod
@@ -52,6 +59,11 @@ class Batching:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ModelError(f"batch_size={size!r}", needed='a number of inputs, or "auto"', tries=["batch_size=64"])
         return cls(size)
+
+    @property
+    def stack(self) -> int:
+        """Rows in a run of variants, at most."""
+        return self.size * self.variants
 
     @contextmanager
     def watched(self, told: Told | None) -> Iterator[None]:
@@ -79,10 +91,13 @@ class Batching:
                 self.told(done, total)
 
     def shrink(self, error: BaseException) -> bool:
-        """Whether to try again, with batches half as large: what failed ran out of memory, and there is room."""
-        if not self.auto or self.size == 1 or not out_of_memory(error):
+        """Whether to try again, with half as many rows a run: what failed ran out of memory, and there is room."""
+        if not self.auto or self.stack == 1 or not out_of_memory(error):
             return False
-        self.size //= 2
+        if self.size > 1:
+            self.size //= 2
+        else:
+            self.variants //= 2
         return True
 
 
@@ -139,6 +154,20 @@ def each_batch(model: OpenModel, inputs: Inputs, size: int | None, work: Callabl
                     raise
             _release()
             waiting.append(now)
+
+
+def in_stacks(model: OpenModel, batch: Batch, work: Callable[[Batch], Mapping[K, Tensor]]) -> dict[K, Tensor]:
+    """Name -> (batch, ...) what ``work`` gives for all rows of a batch, of which no more share a run than variants do.
+
+    Args:
+        model: whose runs they are.
+        batch: the inputs, such as donors that are captured once.
+        work: from inputs to tensors, one row an input.
+    """
+    if len(batch) <= model.batching.stack:
+        return dict(work(batch))
+    found = [work(part) for part in _parts(batch, model.batching.stack)]
+    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
 def _parts(batch: Batch, size: int) -> Iterator[Batch]:

@@ -72,8 +72,7 @@ class Shortcuts:
         Args:
             widths: (variants,) columns that each of them changes, of which only the largest counts in a run.
         """
-        # Eight times the batch: a stack is as wide as memory for a batch allows without gradients.
-        most, numbers = 8 * self.model.batch_size, float("inf")
+        most, numbers = self.model.batching.stack, float("inf")
         size = getattr(getattr(self.model.module, "config", None), "hidden_size", None)
         if isinstance(size, int) and self.model.device.type == "cpu":
             numbers = _NUMBERS / size
@@ -148,6 +147,8 @@ class Shortcuts:
             return self.model.logits(edited, patches)
         kind = (frozenset(patches), bool(column), bool(narrow))
         trial = kind not in self.tried
+        if trial and self.model.batching.stack == 1:
+            return self.model.logits(*edit(whole))  # there is no memory for a row more
         # Another row each time: a part that is not run may have left something of the last trial for a later part.
         known = torch.tensor([len(self.tried) % len(clean.batch)] * int(trial), dtype=rows.dtype)
         index = torch.cat([rows, known]).to(clean.batch.main.device)

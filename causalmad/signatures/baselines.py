@@ -16,7 +16,7 @@ from causalmad.hypotheses import Donors
 from causalmad.hypotheses.donors import align, from_end
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
-from causalmad.signatures.effects import donor_batch
+from causalmad.signatures.effects import captured, donor_batch
 from causalmad.signatures.units import Group
 from causalmad.sites import Place
 
@@ -89,8 +89,7 @@ class Baseline:
     def of_donors(cls, model: OpenModel, donors: Donors, places: Sequence[Place]) -> Baseline:
         """The donors' own activations, computed once."""
         batch = donor_batch(model, donors)
-        values = model.plain.run(batch, read=places, output=False).values
-        return cls(donors=donors, donor_values=values, donor_mask=batch.mask)
+        return cls(donors=donors, donor_values=captured(model, batch, places), donor_mask=batch.mask)
 
     def each(self, place: Place, value: Tensor, batch: Batch, which: Tensor | None) -> list[Tensor]:
         """The baselines of an activation (batch, ...): one, or one for every donor.

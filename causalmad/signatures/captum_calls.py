@@ -127,12 +127,12 @@ def _attribute(method: str, question: Question, base: Tensor, options: Mapping[s
     # Tensors of the engine may be of an inference mode, which autograd cannot take.
     clean, base = question.clean.detach().clone(), base.detach().clone()
     rows = torch.arange(len(question.batch), device=clean.device)
-    # Points of a line that share a run: as many as a batch holds.
+    # Points of a line that share a run: as many as a batch holds, and two of every input where there is memory.
     along = {
         "baselines": base,
         "n_steps": options["steps"],
         "method": "riemann_middle",
-        "internal_batch_size": max(question.model.batch_size, 2 * len(rows)),
+        "internal_batch_size": max(question.model.batch_size, min(2, question.model.batching.variants) * len(rows)),
     }
     if method == "LayerGradientXActivation":
         found = attr.InputXGradient(question.read).attribute(clean, additional_forward_args=(rows,))

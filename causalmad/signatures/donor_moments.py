@@ -14,6 +14,7 @@ from causalmad.errors import FitError
 from causalmad.hypotheses import Donors
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
+from causalmad.models.batching import in_stacks
 from causalmad.signatures.base import Column, Signatures, State, require_inputs
 from causalmad.signatures.columns import Reduced, by_place, join
 from causalmad.signatures.effects import Effects, Resampler, donor_batch, unit_tables
@@ -71,7 +72,9 @@ class DonorMoments:
         if any(group.name.startswith("neurons") for group in found):
             raise FitError("a run for every neuron is too much", tries=["units='layers'", "units='mlps'"])
         some = sample(trusted, seed, donors.inputs.digests)
-        own = tuple(model.plain.logits(donor_batch(model, donors)).argmax(-1).tolist())
+        batch = donor_batch(model, donors)
+        logits = in_stacks(model, batch, lambda part: {"": model.plain.logits(part)})[""]
+        own = tuple(logits.argmax(-1).tolist())
         wanted = _frequent(model, some, own, self.classes)
         longest = int(trusted.lengths.max()) if trusted.tokens else 0
         raw = FittedDonorMoments(self, model, donors, found, longest, own, wanted, Scales.unknown())

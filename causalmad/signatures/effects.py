@@ -17,6 +17,7 @@ from causalmad.hypotheses import Donors
 from causalmad.hypotheses.donors import align
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
+from causalmad.models.batching import in_stacks
 from causalmad.models.shortcuts import Clean, EditBatch, Patch, Shortcuts
 from causalmad.signatures.units import Group, real_tokens
 from causalmad.sites import Place, Site
@@ -84,7 +85,7 @@ class Resampler:
         """Ready to run: the donors' activations at all places of the groups are captured once."""
         batch = donor_batch(model, donors)
         places = list({site.place: None for group in groups for site in group.sites})
-        values = dict(model.plain.run(batch, read=places, output=False).values) if places else {}
+        values = captured(model, batch, places) if places else {}
         return cls(model, donors, target, batch, values, Shortcuts(model, places))
 
     def start(self, batch: Batch) -> Start:
@@ -265,6 +266,11 @@ def donor_batch(model: OpenModel, donors: Donors) -> Batch:
             tries=["trusted inputs of one length", "a model whose forward takes attention_mask"],
         )
     return batches[0]
+
+
+def captured(model: OpenModel, donors: Batch, places: Sequence[Place]) -> dict[Place, Tensor]:
+    """Place -> (donors, ...) the donors' activations there."""
+    return in_stacks(model, donors, lambda part: model.plain.run(part, read=places, output=False).values)
 
 
 def _empty(shape: tuple[int, ...]) -> Tensor:

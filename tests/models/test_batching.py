@@ -12,7 +12,7 @@ import causalmad as cm
 from causalmad.catalogue import catalogue
 from causalmad.errors import ModelError
 from causalmad.inputs import Inputs
-from causalmad.models.batching import DEFAULT, each_batch, out_of_memory, within_memory
+from causalmad.models.batching import DEFAULT, Batching, each_batch, out_of_memory, within_memory
 from causalmad.testing.toys import toy
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -26,9 +26,9 @@ LIGHT = {
 DEFAULT_RUN = ("activations", "attribution-patching", "causal-scrubbing", "concat", "gram-deviation", "path-patching")
 
 
-def entries():
+def entries(default=DEFAULT_RUN):
     for entry in catalogue("signatures"):
-        yield pytest.param(entry, id=entry.name, marks=[] if entry.name in DEFAULT_RUN else pytest.mark.slow)
+        yield pytest.param(entry, id=entry.name, marks=[] if entry.name in default else pytest.mark.slow)
 
 
 @contextlib.contextmanager
@@ -103,6 +103,37 @@ def test_no_signature_depends_on_it(entry):
     assert np.abs(found.values - whole).max() <= limit * max(np.abs(whole).max(), 1e-3)
     trusted = expected.trusted.values
     assert np.abs(fitted.trusted.values - trusted).max() <= limit * max(np.abs(trusted).max(), 1e-3)
+
+
+@pytest.mark.parametrize("entry", entries(("path-patching", "resampling-profile")))
+def test_one_row_a_run_is_enough(entry):
+    """Variants, donors and points of a line that share a run grow fewer too, once batches are of one input."""
+    spec, options = entry.load()(**entry.defaults), LIGHT.get(entry.name, {})
+    made = toy("gpt2", trusted=12, fresh=2)
+    try:
+        spec = made.ready(replace(spec, **options))
+        expected = spec.fit(cm.open_model(made.model), made.trusted)
+    except cm.CausalmadError:
+        made = toy("mlp", trusted=12, fresh=2)
+        spec = made.ready(replace(spec, **options))
+        expected = spec.fit(cm.open_model(made.model), made.trusted)
+    model, seen = cm.open_model(made.model, batch_size="auto"), []
+    model.batching.size = 1
+    with small(made.model, 1, seen=seen):
+        fitted = within_memory(model, lambda: spec.fit(model, made.trusted))
+        found = cm.extract(fitted, made.fresh, model=model).values
+    assert set(seen) <= {1}
+    wanted = expected(made.fresh).values
+    limit = 1e-4 if entry.name == "donor-moments" else 1e-5
+    assert np.abs(found - wanted).max() <= limit * max(np.abs(wanted).max(), 1e-3)
+
+
+def test_variants_of_an_input_are_halved_once_batches_are_of_one():
+    batching, rows = Batching(4, auto=True), []
+    while batching.shrink(MemoryError()):
+        rows.append((batching.size, batching.stack))
+    assert rows == [(2, 16), (1, 8), (1, 4), (1, 2), (1, 1)]
+    assert not Batching(4).shrink(MemoryError()) and not Batching(4, auto=True).shrink(ValueError())
 
 
 def test_what_never_fits_is_an_error_and_other_errors_are_not_tried_again():
