@@ -323,7 +323,7 @@ class FittedDetector:
 
         Raises:
             StoreError: when the files are damaged, of another schema, or made on another model (the first parameter
-                that differs is named).
+                or computed buffer that differs is named).
             HypothesisError: when the functions of a hypothesis are missing, or ``hypothesis`` is not the saved one.
         """
         from causalmad.store import load

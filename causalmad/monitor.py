@@ -14,6 +14,7 @@ import numpy as np
 from causalmad.calibration.base import as_alpha
 from causalmad.calibration.martingale import Betting
 from causalmad.errors import CalibrationError, CausalmadError, InputsError, StoreError
+from causalmad.models.computed import first_change, record
 from causalmad.whole import read_whole, write_whole
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class Monitor:
         return {
             "schema": SCHEMA,
             "detector": fingerprint(self.fitted),
+            "buffers": record(self.fitted.model.module),
             "alpha": self.alpha,
             "alarm": self.alarm,
             "steps": self.betting.steps,
@@ -181,9 +183,14 @@ class Monitor:
             raise StoreError(f"{path} holds no monitor: {error}", needed="a file of Monitor.save") from error
         if not sound or content.get("schema") != SCHEMA:
             raise StoreError(f"{path} is not what was saved: its checksum or schema differs")
-        if content.get("detector") != fingerprint(fitted):
+        try:
+            # Monitors that were saved before there was a record of buffers are loaded as they were.
+            changed = first_change(content.get("buffers", {}), fitted.model.module)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{path} holds no monitor: {error}") from error
+        if content.get("detector") != fingerprint(fitted) or changed:
             raise StoreError(
-                f"{path} was written for another detector",
+                f"{path} was written for another detector{f': {changed}' if changed else ''}",
                 needed="the very detector, on the same model",
                 causes=["a detector that was fitted again", "another seed or other trusted inputs"],
                 tries=["FittedDetector.load(...) of the one in use then", "a new Monitor"],

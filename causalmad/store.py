@@ -20,6 +20,7 @@ from torch import Tensor
 from causalmad.config import from_config, to_config
 from causalmad.errors import CausalmadError, HypothesisError, StoreError
 from causalmad.models import open_model
+from causalmad.models.computed import first_change, record
 from causalmad.models.fingerprint import first_difference, glance
 from causalmad.references.base import FittedReference, as_rows
 from causalmad.references.folded import FittedFolds, restore_folds
@@ -79,6 +80,7 @@ def save(detector: FittedDetector, path: Path) -> None:
                 "batch_size": "auto" if model.batching.auto else model.batch_size,
             },
             "parameters": model.parameter_fingerprints(),
+            "buffers": record(model.module),
             "files": {name: _hash(data) for name, data in files.items()},
         }
         _require_bounded(content)
@@ -112,11 +114,17 @@ def _rebuild(
 
     opened = open_model(model)
     difference = first_difference(content["parameters"], opened.parameter_fingerprints())
+    # Detectors that were saved before there was a record of them are loaded as they were.
+    difference = difference or first_change(content.get("buffers", {}), opened.module)
     if difference:
         raise StoreError(
             f"{path} was fitted on another model: {difference} ({content['model']['name']} then, {opened.name} now)",
             needed="the very weights that it was fitted on",
-            causes=["the model was trained further", "another checkpoint, precision or quantisation"],
+            causes=[
+                "the model was trained further",
+                "another checkpoint, precision or quantisation",
+                "other options that the model computes buffers from, such as the base of its rotary positions",
+            ],
             tries=["load the checkpoint of the fit", "fit again"],
         )
     if not hasattr(model, "accepts"):  # bit-equal scores need the same batches

@@ -1,8 +1,10 @@
+import hashlib
 import json
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import causalmad as cm
 from causalmad import Detector, FittedDetector, Inputs, Monitor
@@ -86,6 +88,37 @@ def test_saved_and_loaded_it_goes_on(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["detector", "monitor.json"]
     Monitor(FITTED).save(tmp_path / "fresh.json")
     assert Monitor.load(tmp_path / "fresh.json", FITTED).capital == 1
+
+
+def test_a_monitor_goes_on_only_where_the_model_computes_the_same_buffers(tmp_path):
+    class Gained(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.act, self.last = nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)
+            self.register_buffer("gain", torch.tensor([1.0, 2.0, 3.0]), persistent=False)
+
+        def forward(self, x):
+            return self.last(self.act(self.layer(x) * self.gain))
+
+    model, path = Gained(), tmp_path / "monitor.json"
+    fitted = Detector(Activations("act"), calibration_share=0.6).fit(model, torch.randn(200, 4))
+    Monitor(fitted).save(path)
+    model.gain = torch.nextafter(model.gain, torch.full((), 9.0))  # as computed by another processor
+    assert Monitor.load(path, fitted).steps == 0
+    model.gain = model.gain * 2
+    with pytest.raises(StoreError, match="another detector: buffer 'gain'"):
+        Monitor.load(path, fitted)
+    content = json.loads(path.read_text())
+    for buffers, error in ((None, None), ([], "holds no monitor"), ({"gain": 3}, "holds no monitor")):
+        other = {key: value for key, value in content.items() if key not in ("checksum", "buffers")}
+        other |= {} if buffers is None else {"buffers": buffers}
+        checksum = hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()
+        path.write_text(json.dumps({**other, "checksum": checksum}))
+        if error is None:  # of the time when no buffers were recorded
+            assert Monitor.load(path, fitted).steps == 0
+        else:
+            with pytest.raises(StoreError, match=error):
+                Monitor.load(path, fitted)
 
 
 def test_what_was_not_saved_for_this_detector_is_refused(tmp_path):

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.svm import OneClassSVM
+from torch import nn
 
 from causalmad import Detector, FittedDetector
 from causalmad.errors import StoreError
@@ -122,6 +124,40 @@ def test_another_model_is_refused_with_the_first_parameter_that_differs(saved):
         FittedDetector.load(saved, toy("linear").model)
     with pytest.raises(StoreError):
         FittedDetector.load(saved, "no model")
+
+
+class Turned(nn.Module):
+    """Its weights do not tell what it does: a buffer that no checkpoint holds does, too."""
+
+    def __init__(self, base):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.act, self.last = nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)
+        self.register_buffer("turns", base ** -torch.linspace(0, 1, 8), persistent=False)
+
+    def forward(self, x):
+        return self.last(self.act(self.first(x) * self.turns))
+
+
+def test_a_model_that_computes_other_buffers_is_another_model(tmp_path):
+    data = torch.randn(60, 6)
+    Detector(Activations("act")).fit(Turned(10.0), data[:50]).save(tmp_path / "det")
+    found = FittedDetector.load(tmp_path / "det", Turned(10.0)).score(data[50:])
+    with pytest.raises(StoreError, match=r"buffer 'turns', which no checkpoint holds, differs"):
+        FittedDetector.load(tmp_path / "det", Turned(20.0))
+    # A detector of the time when no buffers were recorded is loaded as it was then.
+    path = tmp_path / "det" / "detector.json"
+    content = json.loads(path.read_text())
+    del content["buffers"], content["checksum"]
+    checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**content, "checksum": checksum}))
+    np.testing.assert_array_equal(FittedDetector.load(tmp_path / "det", Turned(10.0)).score(data[50:]), found)
+    FittedDetector.load(tmp_path / "det", Turned(20.0))
+    content["buffers"] = {"turns": {"type": 3}}
+    checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**content, "checksum": checksum}))
+    with pytest.raises(StoreError, match="does not describe a detector"):
+        FittedDetector.load(tmp_path / "det", Turned(10.0))
 
 
 def test_folders_without_a_detector_are_refused(tmp_path):

@@ -21,6 +21,7 @@ from causalmad.errors import CacheError, CausalmadError
 from causalmad.hypotheses.graph import Hypothesis
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
+from causalmad.models.computed import computed
 from causalmad.models.fingerprint import digest, value_digest
 from causalmad.provenance import versions
 from causalmad.signatures.base import FittedSignature
@@ -78,7 +79,7 @@ def address_of(signature: FittedSignature, spec: Any, model: OpenModel) -> Addre
         "model": {
             "name": model.name,
             "parameters": parameters,
-            "buffers": digest(_unsaved(model.module)),
+            "buffers": digest({name: value_digest(value) for name, value in computed(model.module)}),
             "structure": _structure(model.module),
         },
     }
@@ -144,12 +145,6 @@ def _bytes(value: Tensor) -> bytes:
 
 def _tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: hashlib.blake2b(_bytes(value), digest_size=16).hexdigest() for name, value in tensors.items()}
-
-
-def _unsaved(module: nn.Module) -> dict[str, str]:
-    """Name -> hash of the buffers that no checkpoint holds, which a fingerprint of the weights leaves out."""
-    saved = module.state_dict(keep_vars=True)
-    return {name: value_digest(value) for name, value in module.named_buffers() if name not in saved}
 
 
 def _structure(module: nn.Module) -> str:

@@ -19,6 +19,7 @@ from causalmad.errors import CausalmadError, ModelError, SpecError
 from causalmad.extraction.engine import Counted, Rows, Values, Work, chunk_values
 from causalmad.inputs import Inputs
 from causalmad.models import open_model
+from causalmad.models.computed import first_change, record
 from causalmad.models.fingerprint import first_difference
 from causalmad.signatures.base import State
 
@@ -118,6 +119,7 @@ class Ray:
             {"engine": model.engine.name, "side": model.side},
             "auto" if model.batching.auto else model.batch_size,
             model.parameter_fingerprints() if self.model else {},
+            record(model.module) if self.model else {},
             self.cpus,
         )
 
@@ -133,6 +135,7 @@ class Parcel:
         options: of :func:`causalmad.open_model`.
         batch_size: inputs a batch.
         parameters: fingerprints that a model made there must have.
+        buffers: the record of what the model computes itself, likewise.
         threads: of torch.
     """
 
@@ -142,6 +145,7 @@ class Parcel:
     options: dict[str, Any]
     batch_size: Any
     parameters: dict[str, str]
+    buffers: dict[str, Any]
     threads: int
 
 
@@ -167,6 +171,7 @@ class Worker:
         opened = open_model(made, **given.options, batch_size=given.batch_size)
         if given.parameters:
             difference = first_difference(given.parameters, opened.parameter_fingerprints())
+            difference = difference or first_change(given.buffers, opened.module)
             if difference:
                 raise ModelError(
                     f"the model that a worker made is another one: {difference}",
