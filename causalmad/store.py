@@ -25,7 +25,7 @@ from causalmad.models.fingerprint import first_difference, glance
 from causalmad.references.base import FittedReference, as_rows
 from causalmad.references.folded import FittedFolds, restore_folds
 from causalmad.signatures.base import Column, Signatures, State
-from causalmad.whole import read_whole
+from causalmad.whole import read_whole, require_elsewhere
 
 if TYPE_CHECKING:
     from causalmad.detector import FittedDetector
@@ -282,6 +282,7 @@ def _write(path: Path, files: dict[str, bytes]) -> None:
         there = {file.name for file in path.iterdir()} if path.is_dir() else set()
         if path.exists() and (not path.is_dir() or there not in (set(), {_JSON, _TENSORS})):
             raise StoreError(f"{path} holds something else than a detector", tries=["another folder", "empty it first"])
+        require_elsewhere(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:

@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
+from causalmad.errors import StoreError
+
 
 def write_whole(path: Path, parts: Iterable[str] | bytes) -> Path:
     """Write text or bytes to a file at once or not at all: a temporary file beside it, synced, then renamed.
@@ -21,6 +23,8 @@ def write_whole(path: Path, parts: Iterable[str] | bytes) -> Path:
     Raises:
         OSError: when it cannot be written; the old file is then as it was.
     """
+    if path.is_dir():  # also "." and "", which have no name to put a temporary file beside
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     # Threads of one process, and processes on two machines with one disk, must not meet in one temporary file.
     fresh = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -32,6 +36,24 @@ def write_whole(path: Path, parts: Iterable[str] | bytes) -> Path:
     finally:
         fresh.unlink(missing_ok=True)
     return path
+
+
+def require_elsewhere(folder: Path) -> None:
+    """A folder that is replaced as a whole is not the one that this process works in.
+
+    Raises:
+        StoreError: when it is: the process, and the shell that started it, would be left in a folder that is gone.
+    """
+    try:
+        here = folder.resolve() == Path.cwd().resolve()
+    except OSError:  # we are nowhere already
+        return
+    if here:
+        raise StoreError(
+            f"{folder.resolve()} is the folder that this process works in, and a detector's folder is replaced whole",
+            needed="another folder, so that this process does not end up in one that is gone",
+            tries=['fitted.save("detector")', "--out detector", "work in the folder above"],
+        )
 
 
 def read_whole(path: Path) -> bytes:

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,15 @@ import torch
 from sklearn.svm import OneClassSVM
 from torch import nn
 
-from causalmad import Detector, FittedDetector
+from causalmad import Detector, FittedDetector, Monitor
+from causalmad.cli.files import require_folder
 from causalmad.errors import StoreError
 from causalmad.references import Mahalanobis
 from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
 from causalmad.targets import ClassLogit
 from causalmad.testing.toys import toy
 from causalmad.testing.traces import untouched
+from causalmad.whole import write_whole
 
 MADE = toy("mlp", trusted=40, fresh=9)
 FILES = ("detector.json", "state.safetensors")
@@ -237,6 +240,34 @@ def test_a_folder_with_anything_else_is_left_alone(tmp_path, saved):
     (tmp_path / "empty").mkdir()
     fit().save(tmp_path / "empty")
     scores_of(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("path", [".", "", "../here", "absolute"])
+@pytest.mark.parametrize("before", ["nothing", "a detector"])
+def test_the_folder_that_the_process_works_in_is_never_replaced(tmp_path, monkeypatch, path, before):
+    here = tmp_path / "here"
+    here.mkdir()
+    if before == "a detector":
+        fit().save(here)
+    monkeypatch.chdir(here)
+    known = contents(here)
+    with pytest.raises(StoreError, match="works in"):
+        fit(seed=1).save(here if path == "absolute" else path)
+    with pytest.raises(StoreError, match="works in"):
+        require_folder(str(here) if path == "absolute" else path)
+    assert os.getcwd() == str(here) and contents(here) == known and list(tmp_path.iterdir()) == [here]
+    fit(seed=1).save("inside" if before == "nothing" else "../beside")
+
+
+@pytest.mark.parametrize("path", [".", "", "..", "/", "folder"])
+def test_what_is_written_as_a_file_says_that_a_folder_is_none(tmp_path, monkeypatch, path):
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(IsADirectoryError):
+        write_whole(Path(path), ["text"])
+    with pytest.raises(StoreError, match="cannot be written: it is a folder"):
+        Monitor(fit(calibration_share=0.6), 0.1, 0.5).save(path)
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "here", tmp_path / "here" / "folder"]
 
 
 def test_a_link_to_a_detector_is_written_through(tmp_path, saved):

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from causalmad.errors import SpecError, StoreError
-from causalmad.whole import write_whole
+from causalmad.whole import require_elsewhere, write_whole
 
 STANDARD = "-"
 
@@ -120,9 +120,10 @@ def require_folder(path: str) -> None:
     """Make the folder that a detector's folder goes in, so that nothing is computed for what cannot be written.
 
     Raises:
-        StoreError: when the folder holds something other than a detector, or cannot be written.
+        StoreError: when the folder holds something other than a detector, cannot be written, or is the one we work in.
     """
     folder = Path(path)
+    require_elsewhere(folder)
     if not os.access(folder if folder.is_dir() else _made(folder.parent), os.W_OK):
         raise StoreError(f"{path} cannot be written", causes=["its folder is read-only"], tries=["another folder"])
     if folder.exists() and not (folder / "detector.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
