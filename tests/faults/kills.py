@@ -28,10 +28,12 @@ from causalmad.evaluation.bench import bench
 from causalmad.evaluation.logs import read_logs
 from causalmad.evaluation.suites import Suite
 from causalmad.evaluation.workers import workers
+from causalmad.extraction.address import row_keys
 from causalmad.models import open_model
 from causalmad.rows import chunked, each_row
 from causalmad.testing.toys import toy
 from causalmad.whole import write_whole
+from tests.extraction.counted import rows_on_disk
 from tests.faults.kill import count_calls, kill, spawn, wait
 from tests.faults.plain import _cached
 from tests.faults.watch import Fault
@@ -235,6 +237,7 @@ class Extraction(Victim):
         if (folder / "cache").exists():
             # What is being written, by a process that lives, is no part of the cache yet.
             shutil.copytree(folder / "cache", folder / "copy", ignore=shutil.ignore_patterns(".*"))
+            self._require_once(folder / "copy")
             found = cm.extract(_fitted(0), MADE.fresh, cache=folder / "copy", shard=16).values
             shutil.rmtree(folder / "copy")
             if not np.array_equal(found, self.wanted):
@@ -244,6 +247,19 @@ class Extraction(Victim):
         found = cm.extract(_fitted(0), MADE.fresh, cache=folder / "cache", shard=16)
         if found.computed or not np.array_equal(found.values, self.wanted):
             raise Fault(f"{found.computed} rows lost, or other rows")
+        if (rows := self._require_once(folder / "cache")) != len(MADE.fresh):
+            raise Fault(f"{rows} rows on disk of {len(MADE.fresh)} inputs")
+
+    def _require_once(self, cache: Path) -> int:
+        """How many rows are in the shards on disk, each of an input, right, and there once."""
+        keys, values, _ = rows_on_disk(cache)
+        known = {key.tobytes(): row for key, row in zip(row_keys(MADE.fresh), self.wanted, strict=True)}
+        if len({key.tobytes() for key in keys}) != len(keys):
+            raise Fault("a row is twice in the shards on disk")
+        for key, row in zip(keys, values, strict=True):
+            if key.tobytes() not in known or not np.array_equal(known[key.tobytes()], row):
+                raise Fault("a row on disk that is of no input, or another one")
+        return len(keys)
 
 
 class ExtractionTogether(Extraction):
