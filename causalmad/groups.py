@@ -6,6 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from diptest import diptest
 
+from causalmad.errors import InputsError
+from causalmad.references.base import as_rows
+
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
@@ -29,16 +32,21 @@ def apart(rows: npt.ArrayLike) -> tuple[float, Mask]:
     A share s of n rows can be seen from about s = 1.5 / sqrt(n) on: 15 % of 100, 5 % of 1000.
 
     Args:
-        rows: (n, d) numbers.
+        rows: (n, d) finite numbers, as those of signatures are.
 
     Returns:
         The p-value, 1 where nothing of the kind is there, and (n,) the members; none where it is above 0.01.
+
+    Raises:
+        InputsError: where they hold NaN or infinity, which lie in no direction; the columns and rows are named.
 
     References:
         Hartigan, Hartigan 1985, The dip test of unimodality (Annals of Statistics 13).
         Tran, Li, Madry 2018, Spectral signatures in backdoor attacks, arXiv 1811.00636.
     """
     values = np.asarray(rows, dtype=np.float64)
+    if values.ndim != 2 or values.size:
+        values = as_rows(rows, what="rows", error=InputsError)
     p_value, members = _split(values)
     nobody = np.zeros(len(values), dtype=bool)
     if p_value > LEVEL:
@@ -71,9 +79,11 @@ def _dip(scores: Floats) -> tuple[float, float]:
 
 def _directions(values: Floats) -> Floats:
     """(n, k) the rows along the leading principal components of the standardised columns."""
+    # Powers of two, which change no digit: squares of very large numbers would be infinite.
+    values = np.ldexp(values, -np.frexp(np.abs(values).max(0, initial=0.0))[1])
     centred = values - values.mean(0)
     unit = centred.std(0)
-    varies = np.isfinite(unit) & (unit > 1e-6 * np.abs(values).max(0, initial=0.0))
+    varies = unit > 1e-6 * np.abs(values).max(0, initial=0.0)
     scaled = centred[:, varies] / unit[varies]
     if not scaled.size:
         return np.empty((len(values), 0))

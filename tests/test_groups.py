@@ -5,6 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
+from causalmad.errors import InputsError
 from causalmad.groups import apart
 
 
@@ -63,3 +64,24 @@ def test_rows_without_anything_to_see_have_none():
     for rows in (np.zeros((30, 4)), np.ones((1, 3)), np.empty((5, 0)), np.eye(3)):
         p_value, members = apart(rows)
         assert p_value == 1 and not members.any() and len(members) == len(rows)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_named_and_warn_of_nothing(bad):
+    rows, _ = mixture(0, 100, 0.2)
+    rows[7, 3] = bad
+    with pytest.raises(InputsError, match=r"NaN or infinity in column 3 \(row 7\)"):
+        apart(rows)
+    with pytest.raises(InputsError, match="shape"):
+        apart(rows[0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_very_large_and_very_small_numbers_are_like_others():
+    rows, odd = mixture(0, 400, 0.2)
+    wanted = apart(rows)
+    for scale in (2.0**1000, 2.0**-1000, np.where(np.arange(rows.shape[1]) % 2, 2.0**900, 1.0)):
+        found = apart(rows * scale)
+        assert found[0] == wanted[0] and np.array_equal(found[1], wanted[1])
+    assert (wanted[1] == odd).mean() > 0.98
