@@ -28,6 +28,11 @@ _SCALARS = (bool, int, float, str, type(None))
 _WRITERS = {"hypothesis": "causalmad.hypotheses.written"}
 
 
+# Options of scikit-learn's estimators that change no number, and print to standard output, where results may be
+# written: whoever reads a file has not asked for that.
+_SPEECH = ("verbose", "verbose_interval")
+
+
 def parse_spec(kind: str, text: str) -> Any:
     """The spec that ``name[key=value,...]`` stands for.
 
@@ -116,6 +121,8 @@ def from_config(
 ) -> Any:
     """The spec that :func:`to_config` wrote; only names in the catalogue are ever imported.
 
+    Scikit-learn's estimators are as silent as they are by default, whatever the data say of ``verbose``.
+
     Args:
         kind: the catalogue in which the spec stands.
         config: the JSON data.
@@ -133,7 +140,8 @@ def from_config(
     cls = entry.load()
     for key in options:
         _require_option(entry, cls, key)
-    values = {key: _from_json(value, tensors or {}, functions) for key, value in options.items()}
+    heard = [key for key in options if not (key in _SPEECH and entry.module.startswith("sklearn."))]
+    values = {key: _from_json(options[key], tensors or {}, functions) for key in heard}
     return _build(entry, cls, {**entry.defaults, **values})
 
 

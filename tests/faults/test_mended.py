@@ -20,6 +20,8 @@ import pytest
 import torch
 from safetensors.numpy import save as to_bytes
 from sklearn.ensemble import IsolationForest
+from sklearn.mixture import GaussianMixture
+from sklearn.svm import OneClassSVM
 from torch import nn
 
 import causalmad as cm
@@ -36,6 +38,7 @@ from causalmad.extraction.shards import DamagedShardError, check_shard
 from causalmad.hypotheses.circuit import Circuit
 from causalmad.models import open_model
 from causalmad.models.fingerprint import value_digest
+from causalmad.references import PerSite
 from causalmad.rows import as_inputs, chunked, each_row
 from causalmad.sites import Site
 from causalmad.store import _exchange
@@ -107,6 +110,26 @@ def test_options_that_no_detector_takes_are_refused(tmp_path: Path, options: dic
     forge(tmp_path / "det", reference={**reference, "options": {**reference["options"], **options}})
     with pytest.raises(StoreError, match="isolation-forest with"):
         FittedDetector.load(tmp_path / "det", MADE.model)
+
+
+@pytest.mark.parametrize(
+    "estimator", [IsolationForest(n_estimators=2), GaussianMixture(reg_covar=0.1), OneClassSVM()], ids=repr
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_file_does_not_make_estimators_print(tmp_path: Path, capfd: Any, estimator: Any, inside: bool) -> None:
+    reference = PerSite(estimator, "max") if inside else estimator
+    made = Detector(cm.signatures.Activations(), reference).fit(MADE.model, MADE.trusted)
+    made.save(tmp_path / "det")
+    wanted = made.score(MADE.fresh)
+    content = json.loads((tmp_path / "det" / JSON).read_bytes())["reference"]
+    owner = content["options"]["reference"] if inside else content
+    speech = {key: 2 for key in owner["options"] if key.startswith("verbose")}
+    owner["options"].update(speech)
+    forge(tmp_path / "det", reference=content)
+    capfd.readouterr()
+    loaded = FittedDetector.load(tmp_path / "det", MADE.model)
+    np.testing.assert_array_equal(loaded.score(MADE.fresh), wanted)
+    assert speech and capfd.readouterr() == ("", "")
 
 
 def test_a_save_that_was_killed_between_two_renames_loses_nothing(saved: Path, monkeypatch: Any) -> None:
