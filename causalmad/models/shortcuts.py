@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -36,12 +37,14 @@ class Clean:
         recording: what the parts of the model gave; None where nothing was recorded.
         keys: (keys, values) of every layer, each (batch, heads, positions, entries); empty where positions before an
             edited one are computed again.
+        others: how many rows at the start are there to be tried out on alone.
     """
 
     batch: Batch
     logits: Tensor
     recording: Recording | None = None
     keys: tuple[tuple[Tensor, Tensor], ...] = ()
+    others: int = 0
 
 
 class Shortcuts:
@@ -63,6 +66,7 @@ class Shortcuts:
         family = model.architecture
         decoder = family is not None and family.wiring is not None and {"past_key_values", "use_cache"} <= model.accepts
         self.tried: set[tuple[frozenset[Place], bool, bool]] = set()  # what came out as it should
+        self.company: WeakKeyDictionary[Clean, Clean] = WeakKeyDictionary()  # of lone inputs, while these are in use
         # Whether a token reaches none before it: tried out on the first batch.
         self.causal: bool | None = None if decoder and from_last(model) else False
 
@@ -149,8 +153,13 @@ class Shortcuts:
         trial = kind not in self.tried
         if trial and self.model.batching.stack == 1:
             return self.model.logits(*edit(whole))  # there is no memory for a row more
+        if trial and len(clean.batch) == 1 and (company := self._company(clean)) is not None:
+            if company.recording is None:
+                return None
+            return self._short(company, company.recording, rows + len(company.batch) - 1, edit, column)
         # Another row each time: a part that is not run may have left something of the last trial for a later part.
-        known = torch.tensor([len(self.tried) % len(clean.batch)] * int(trial), dtype=rows.dtype)
+        others = clean.others or len(clean.batch)
+        known = torch.tensor([len(self.tried) % others] * int(trial), dtype=rows.dtype)
         index = torch.cat([rows, known]).to(clean.batch.main.device)
         batch = _joined(edited, _cut(clean.batch.take(known.numpy()), column)) if trial else edited
         with self.model.quiet(), ExitStack() as stack:
@@ -165,6 +174,20 @@ class Shortcuts:
             return None
         self.tried.add(kind)
         return logits[:-1]
+
+    def _company(self, clean: Clean) -> Clean | None:
+        """A clean run of a lone input behind two others that are made of it; None where its columns are too alike.
+
+        What a part leaves for a later one is right for the only row there is, until a part runs under an edit.
+        """
+        if clean not in self.company:
+            main = clean.batch.main
+            made = [main.flatten(1).roll(step, 1).reshape(main.shape) for step in (1, 2)]
+            if any(torch.equal(*pair) for pair in ((made[0], main), (made[1], main), made)):
+                return None
+            batch = clean.batch.take(np.zeros(3, dtype=np.int64)).with_main(torch.cat([*made, main]))
+            self.company[clean] = replace(self.clean(batch), others=2)
+        return self.company[clean]
 
     def _first(self, clean: Clean, whole: Batch, edited: Batch, patches: Mapping[Place, Patch], column: int) -> int:
         """The first column of the padded rows that has to be run."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -185,7 +186,8 @@ def test_a_way_past_the_parts_is_noticed() -> None:
     assert not shortcuts.usable
 
 
-def test_what_a_part_leaves_behind_for_a_later_one_is_noticed() -> None:
+@pytest.mark.parametrize(("lone", "count"), [(False, 3), (True, 1), (True, 2), (True, 3), (True, 4)])
+def test_what_a_part_leaves_behind_for_a_later_one_is_noticed(lone: bool, count: int) -> None:
     """Skipped, it would leave what it had in the run before, under the edit that was tried then."""
 
     class Kept(nn.Module):
@@ -209,6 +211,9 @@ def test_what_a_part_leaves_behind_for_a_later_one_is_noticed() -> None:
     batch = next(model.batches(model.inputs(torch.randn(4, 6))))
     places = [Place("first.line"), Place("second.line")]
     rows = torch.tensor([0, 1, 2])
+    if lone:  # the later place first: what the earlier part leaves is right until it runs under an edit
+        places = [places[1], places[0], places[0], places[1]]
+        batch, rows = batch.take(np.array([2])), torch.zeros(count, dtype=torch.long)
 
     def shift(place: Place) -> Callable[[Any], Any]:
         return lambda batch: (batch, {place: lambda value: value + 1})
@@ -220,6 +225,25 @@ def test_what_a_part_leaves_behind_for_a_later_one_is_noticed() -> None:
         torch.testing.assert_close(
             shortcuts.logits(clean, rows, shift(place)), wanted, **CLOSE, msg=f"another at {place}"
         )
+    assert not shortcuts.usable
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
+def test_a_lone_input_is_tried_out_on_others_made_of_it(name: str, model_of: Models, prompts: Any) -> None:
+    model = open_model(model_of(name))
+    batch = next(model.batches(model.inputs(prompts[1:2])))
+    shortcuts = Shortcuts(model, places := [site.place for site in model.sites(["residual", "mlps"])])
+    clean, rows = shortcuts.clean(batch), torch.tensor([0, 0, 0])
+    for place in [*places, *places]:
+        edit = noise(place)
+        found = shortcuts.logits(clean, rows, edit)
+        torch.testing.assert_close(found, plain(model, batch, rows, edit), **CLOSE, msg=str(place))
+    assert shortcuts.usable and [len(other.batch) for other in shortcuts.company.values()] == [3]
+    same = {"input_ids": torch.full((1, 5), 3)}
+    alike = shortcuts.clean(next(model.batches(model.inputs(same))))
+    assert shortcuts._company(alike) is None
+    del clean
+    assert not shortcuts.company
 
 
 def test_a_model_whose_tokens_reach_back_is_run_whole(model_of: Models, prompts: Any) -> None:
