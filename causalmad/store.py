@@ -114,17 +114,16 @@ def _rebuild(
 
     opened = open_model(model)
     difference = first_difference(content["parameters"], opened.parameter_fingerprints())
-    # Detectors that were saved before there was a record of them are loaded as they were.
-    difference = difference or first_change(content.get("buffers", {}), opened.module)
+    causes = ["the model was trained further", "another checkpoint, precision or quantisation"]
+    if not difference:
+        # Detectors that were saved before there was a record of them are loaded as they were.
+        difference = first_change(content.get("buffers", {}), opened.module)
+        causes = ["other options that buffers are computed from, such as the base of rotary positions"]
     if difference:
         raise StoreError(
             f"{path} was fitted on another model: {difference} ({content['model']['name']} then, {opened.name} now)",
             needed="the very weights that it was fitted on",
-            causes=[
-                "the model was trained further",
-                "another checkpoint, precision or quantisation",
-                "other options that the model computes buffers from, such as the base of its rotary positions",
-            ],
+            causes=causes,
             tries=["load the checkpoint of the fit", "fit again"],
         )
     if not hasattr(model, "accepts"):  # bit-equal scores need the same batches
