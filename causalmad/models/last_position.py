@@ -77,7 +77,8 @@ class LastPosition:
             return found
         whole = self.model.run(batch, **asked)
         self.tried[kind] = found is not None and _alike(found, whole)
-        return whole
+        # What later calls will give, to the last bit.
+        return found if found is not None and self.tried[kind] else whole
 
     def _narrow(self, batch: Batch, asked: _Asked) -> Run | None:
         """The run of the last position alone; None where that cannot be."""
