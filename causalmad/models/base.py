@@ -61,8 +61,8 @@ class Engine(Protocol):
 
         Args:
             module: the plain module.
-            args: positional arguments of the model.
-            kwargs: keyword arguments of the model.
+            args: positional arguments of the model, which gets copies of its own.
+            kwargs: keyword arguments of the model, likewise.
             read: places to read, each a whole tensor.
             sloped: those of them at which the gradient is wanted.
             edits: place -> what it is replaced by; reads see the edited value.
@@ -216,8 +216,8 @@ class OpenModel:
                 with contiguous(self.module if columns is not None else None):
                     result, values, grads = self.engine.run(
                         self.module,
-                        tuple(map(_ordinary, args)),
-                        {name: _ordinary(value) for name, value in kwargs.items()},
+                        args,
+                        kwargs,
                         read=tuple(dict.fromkeys((*read, *slopes))),
                         sloped=slopes,
                         edits=_after(standing, edits or {}),
@@ -286,11 +286,6 @@ class OpenModel:
             return None  # a number of last positions is all that others need to know
         columns: Tensor = position_index(position, batch).unique()
         return columns
-
-
-def _ordinary(value: Any) -> Any:
-    """A tensor that autograd may save."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _failed(name: str, batch: Batch, error: Exception, auto: bool) -> ModelError:

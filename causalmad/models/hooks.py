@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from causalmad.models.places import (
     called_again,
     edited,
+    fresh,
     part_at,
     pick,
     require_gradient,
@@ -86,7 +87,8 @@ class _Visit:
             for place in dict.fromkeys([*self.read, *self.edits]):
                 stack.callback(self._hook(place).remove)
             try:
-                result = self.module(*args, **kwargs)
+                own, named = fresh(args, kwargs)
+                result = self.module(*own, **named)
             except _Stop:
                 pass
         # What comes after the last read plays no part where the output is not wanted.

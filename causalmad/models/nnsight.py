@@ -18,6 +18,7 @@ from causalmad.models.order import Moment, counted, defined, ranks, recorded
 from causalmad.models.places import (
     called_again,
     edited,
+    fresh,
     part_at,
     pick,
     require_gradient,
@@ -153,6 +154,7 @@ def _trace(
     import nnsight
 
     found: dict[str, Any] = {}
+    args, kwargs = fresh(args, kwargs)
     with torch.set_grad_enabled(objective is not None):
         # nnsight compiles this block from its source and, for a remote run, ships it with what it names.
         with envoy.trace(*args, **options, **kwargs) as tracer:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from causalmad.models.places import called_again, require_reached
+from causalmad.models.places import called_again, fresh, require_reached
 from causalmad.sites import Place
 
 Moment: TypeAlias = tuple[str, str]  # a module's path, and "input" or "output"
@@ -35,8 +35,9 @@ def recorded(
             for path, part in module.named_modules():
                 handles.append(part.register_forward_pre_hook(note(path, "input")))
                 handles.append(part.register_forward_hook(note(path, "output")))
+            own, named = fresh(args, kwargs)
             with torch.no_grad(), torch.random.fork_rng():
-                module(*args, **kwargs)
+                module(*own, **named)
         finally:
             for handle in handles:
                 handle.remove()

@@ -12,6 +12,15 @@ from causalmad.errors import ModelError, SiteError, nearest
 from causalmad.sites import Place
 
 
+def fresh(args: Iterable[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments for one call of a model, which may write into what it is given: copies of all tensors among them."""
+
+    def copy(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return tuple(map(copy, args)), {name: copy(value) for name, value in kwargs.items()}
+
+
 def pick(whole: Any, place: Place) -> Tensor:
     """The tensor of a place.
 

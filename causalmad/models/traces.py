@@ -13,6 +13,7 @@ from causalmad.errors import SpecError
 from causalmad.inputs import Batch
 from causalmad.models.base import OpenModel
 from causalmad.models.nnsight import Traces, shipped, wrapped
+from causalmad.models.places import fresh
 
 
 def traced(model: OpenModel, batch: Batch, function: Callable[[Any, Any], Any], gradients: bool) -> Any:
@@ -36,7 +37,7 @@ def traced(model: OpenModel, batch: Batch, function: Callable[[Any, Any], Any], 
     options = {"remote": remote} if remote else {}
     found: dict[str, Any] = {}
     with model.quiet(), torch.inference_mode(False), torch.set_grad_enabled(gradients):
-        args, named = batch.call
+        args, named = fresh(*batch.call)
         kwargs: dict[str, Any] = {**named, **({"use_cache": False} if "use_cache" in model.accepts else {})}
         with (
             _differentiable(model.module, gradients),

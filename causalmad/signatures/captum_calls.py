@@ -17,6 +17,7 @@ from causalmad.hypotheses.donors import from_end
 from causalmad.inputs import Batch
 from causalmad.models import OpenModel
 from causalmad.models.base import read_logits
+from causalmad.models.places import fresh
 from causalmad.signatures.effects import input_mask, settled
 from causalmad.signatures.units import Group
 from causalmad.sites import Place
@@ -227,7 +228,7 @@ class _Answer(nn.Module):
     def forward(self, main: Tensor, rows: Tensor) -> Tensor:
         question = self.question
         batch = question.batch.take(rows.cpu().numpy()).with_main(main)
-        args, kwargs = batch.call
+        args, kwargs = fresh(*batch.call)
         logits = read_logits(self.module(*args, **kwargs), batch, -1)
         found: Tensor = bound(question.target, question.logits[rows]).bind(logits)(logits)
         return found

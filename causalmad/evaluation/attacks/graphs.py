@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from causalmad.inputs import Batch
 from causalmad.models import OpenModel
 from causalmad.models.base import Patch, Run, read_logits
-from causalmad.models.places import edited, part_at, pick, require_reached, swap
+from causalmad.models.places import edited, fresh, part_at, pick, require_reached, swap
 from causalmad.signatures.relevance_rules import Rule
 from causalmad.signatures.units import embedding
 from causalmad.sites import Place
@@ -94,7 +94,7 @@ class GraphModel(OpenModel):
         position: int | str,
     ) -> tuple[Tensor, dict[Place, Tensor]]:
         columns = self._columns(batch, position)
-        args, kwargs = self._call(batch, position, columns)
+        args, kwargs = fresh(*self._call(batch, position, columns))
         values: dict[Place, Tensor] = {}
         parts = dict(self.module.named_modules())
         wanted = set(read)

@@ -1,0 +1,64 @@
+"""What an opened model hands to the module, and what it hands back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import causalmad as cm
+from causalmad.models import open_model
+from causalmad.sites import Place
+from causalmad.targets import TopMargin
+
+ENGINES = ("hooks", "nnsight")
+
+
+class Careful(nn.Module):
+    """A small network that leaves its input as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("out", torch.zeros(64, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first((x - 0.5) * 3)))
+
+
+class Careless(Careful):
+    """The same network, which writes into its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5).mul_(3)
+        return self.second(torch.relu(self.first(x)))
+
+
+@pytest.fixture
+def data() -> Tensor:
+    return torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_that_writes_into_its_input_is_given_the_same_input_every_time(engine: str, data: Tensor) -> None:
+    careful, careless = open_model(Careful()), open_model(Careless(), engine=engine)  # type: ignore[arg-type]
+    batch = next(careful.batches(careful.inputs(data[:5])))
+    place, whole = Place("first"), Place("", "input")
+    for _ in range(2):
+        for target in (None, TopMargin()):
+            wanted = careful.run(batch, read=[place], target=target)
+            # What is read at the input is overwritten later, so that the run is done a second time.
+            found = careless.run(batch, read=[whole, place], target=target, sloped=[place])
+            assert batch.main.equal(data[:5]) and found.values[whole].equal(data[:5])
+            torch.testing.assert_close(found.logits, wanted.logits)
+            torch.testing.assert_close(found.values[place], wanted.values[place])
+            if target is not None:
+                torch.testing.assert_close(found.grads[place], wanted.grads[place])
+
+
+@pytest.mark.parametrize("signature", ["ResamplingProfile", "ExactAblation", "DonorMoments"])
+def test_p_values_of_a_model_that_writes_into_its_input(signature: str, data: Tensor) -> None:
+    detector = cm.Detector(getattr(cm.signatures, signature)())
+    wanted, found = (detector.fit(net, data).detect(data[:40] + 0.1) for net in (Careful(), Careless()))
+    torch.testing.assert_close(torch.tensor(found.p_values), torch.tensor(wanted.p_values))
