@@ -8,12 +8,14 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from causalmad.models.state import State, every
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,18 @@ class _Lock:
     inner: threading.RLock = field(default_factory=threading.RLock)
 
 
+@dataclass(frozen=True)
+class _Holder:
+    """Who keeps a model quiet."""
+
+    thread: int
+    state: State
+
+
 # One lock per model, shared by everybody who opened it or a part of it, or wrapped it: hooks of two threads on one
 # module would mix. It cannot be an attribute of the model, on which nothing may stay.
 _LOCKS: WeakKeyDictionary[nn.Module, _Lock] = WeakKeyDictionary()
-_HELD: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # by which thread
+_HELD: WeakKeyDictionary[nn.Module, _Holder] = WeakKeyDictionary()
 _GUARD = threading.Lock()
 _NUMBERS = itertools.count()
 
@@ -36,53 +46,75 @@ _NUMBERS = itertools.count()
 def quiet(module: nn.Module) -> Iterator[None]:
     """Eval mode and frozen parameters behind a lock; mode, flags, buffers and RNGs are restored, also after an error.
 
-    Nested uses by the same thread cost nothing.
+    Nested uses by the same thread cost little: each puts back the state that the model keeps besides its weights.
     """
-    if _HELD.get(module) == threading.get_ident():
-        yield
+    holder = _HELD.get(module)
+    if holder is not None and holder.thread == threading.get_ident():
+        with holder.state.rewound():
+            yield
         return
     parts = list(module.modules())
+    # Every step is entered before it is taken, so that all of them are taken back, whatever fails on either way.
     with ExitStack() as stack:
         for lock in _locks(parts):
             stack.enter_context(lock.inner)
-        training = [part for part in parts if part.training]
+        stack.callback(_set_generators, *_generators())
+        state = State(parts)
+        stack.callback(state.restore, state.now(), thorough=True)
         own = {id(value): value for part in parts for value in part._parameters.values() if value is not None}
         wanted = [value for value in own.values() if value.requires_grad]
-        away = list(_offloaded(parts))
-        buffers = list(_buffers(parts))
-        rng, plain, legacy = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        compiled = {part: part._compiled_call_impl for part in parts if part._compiled_call_impl is not None}
-        try:
-            _HELD[module] = threading.get_ident()
-            # Compiled code was made without our hooks, and need not ask whether there are any by now.
-            for part in compiled:
-                part._compiled_call_impl = None
-            # `module.eval()` would call a user's override; the flag is all that eval mode is.
-            for part in training:
-                part.training = False
-            for value in wanted:
-                value.requires_grad_(False)
-            with _eager(parts):
-                yield
-        finally:
-            for part, call in compiled.items():
-                part._compiled_call_impl = call
-            for part in training:
-                part.training = True
-            for owned, name, elsewhere in away:
-                if owned.get(name) is not elsewhere:
-                    owned[name] = elsewhere
-            for value in wanted:
-                value.requires_grad_(True)
-            for buffer in buffers:
-                buffer.restore()
-            torch.set_rng_state(rng)
-            random.setstate(plain)
-            np.random.set_state(legacy)  # noqa: NPY002
-            if cuda:
-                torch.cuda.set_rng_state_all(cuda)
-            _HELD.pop(module, None)
+        stack.callback(_require_gradients, wanted)
+        stack.callback(_put_away, list(_offloaded(parts)))
+        training = [part for part in parts if part.training]
+        stack.callback(_set_each, training, "training", [True] * len(training))
+        compiled = [part for part in parts if part._compiled_call_impl is not None]
+        stack.callback(_set_each, compiled, "_compiled_call_impl", [part._compiled_call_impl for part in compiled])
+        # Compiled code was made without our hooks, and need not ask whether there are any by now.
+        _set_each(compiled, "_compiled_call_impl", [None] * len(compiled))
+        # `module.eval()` would call a user's override; the flag is all that eval mode is.
+        _set_each(training, "training", [False] * len(training))
+        for value in wanted:
+            value.requires_grad_(False)
+        stack.enter_context(_eager(parts))
+        stack.callback(_HELD.pop, module, None)
+        _HELD[module] = _Holder(threading.get_ident(), state)
+        yield
+
+
+def apart(module: nn.Module, value: Tensor) -> Tensor:
+    """A value of a run of a module that is kept quiet, as a copy where it lies in memory that will be put back."""
+    holder = _HELD.get(module)
+    return value.clone() if holder is not None and holder.state.holds(value) else value
+
+
+def _generators() -> tuple[Any, ...]:
+    """The states of the global random generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), random.getstate(), np.random.get_state(), cuda  # noqa: NPY002
+
+
+def _set_generators(cpu: Tensor, plain: Any, legacy: Any, cuda: list[Tensor]) -> None:
+    torch.set_rng_state(cpu)
+    random.setstate(plain)
+    np.random.set_state(legacy)  # noqa: NPY002
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def _require_gradients(values: Iterable[Tensor]) -> None:
+    with torch.inference_mode():  # elsewhere, tensors that were made in it refuse
+        every(lambda value: value.requires_grad_(True), values)
+
+
+def _set_each(parts: Iterable[nn.Module], name: str, values: Iterable[Any]) -> None:
+    for part, value in zip(parts, values, strict=True):
+        setattr(part, name, value)
+
+
+def _put_away(away: Iterable[tuple[dict[str, Any], str, Tensor]]) -> None:
+    for owned, name, elsewhere in away:
+        if owned.get(name) is not elsewhere:
+            owned[name] = elsewhere
 
 
 def _offloaded(parts: Iterable[nn.Module]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
@@ -138,32 +170,3 @@ def contiguous(module: nn.Module | None) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-class _Buffer(NamedTuple):
-    """A buffer as it was: which tensor, and a copy of what it held."""
-
-    owner: nn.Module
-    name: str
-    value: Tensor
-    before: Tensor
-    version: int
-
-    def restore(self) -> None:
-        if self.owner._buffers.get(self.name) is not self.value:
-            self.owner._buffers[self.name] = self.value
-        if _version(self.value) != self.version or self.version < 0:
-            with torch.no_grad():
-                self.value.copy_(self.before)
-
-
-def _buffers(parts: Iterable[nn.Module]) -> Iterator[_Buffer]:
-    for part in parts:
-        for name, value in part._buffers.items():
-            if value is not None and not value.is_meta:
-                yield _Buffer(part, name, value, value.detach().clone(), _version(value))
-
-
-def _version(value: Tensor) -> int:
-    """How often a tensor was written to; -1 where that is not counted (inference mode)."""
-    return -1 if value.is_inference() else value._version
