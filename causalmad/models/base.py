@@ -14,7 +14,7 @@ from causalmad.errors import CausalmadError, ModelError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models.batching import Batching
 from causalmad.models.fingerprint import digest, parameter_digests
-from causalmad.models.quiet import contiguous, quiet
+from causalmad.models.quiet import apart, contiguous, quiet
 from causalmad.models.resolve import resolve
 from causalmad.sites import Place, Site, position_index
 from causalmad.targets import Readout, Target, as_target, two_logits
@@ -230,7 +230,9 @@ class OpenModel:
                 raise _failed(self.name, batch, error, self.batching.auto) from error
             logits = None
             if output or objective is not None:
-                logits = (read_already or [read_logits(result, batch, position, columns)])[0].detach()
+                # A copy: some models hand out memory of their own, which the next run writes to.
+                logits = (read_already or [read_logits(result, batch, position, columns)])[0].detach().clone()
+            values = {place: apart(self.module, value) for place, value in values.items()}
         return Run(logits, values, grads)
 
     def logits(self, batch: Batch, edits: Mapping[Place, Patch] | None = None, position: int | str = -1) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,11 @@ class Careful(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
-        self.register_buffer("out", torch.zeros(64, 3))
+        self.first, self.hidden, self.second = nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)
+        self.register_buffer("out", torch.zeros(1024, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.relu(self.first((x - 0.5) * 3)))
+        return self.second(self.hidden(self.first((x - 0.5) * 3)))
 
 
 class Careless(Careful):
@@ -32,7 +33,32 @@ class Careless(Careful):
 
     def forward(self, x: Tensor) -> Tensor:
         x.sub_(0.5).mul_(3)
-        return self.second(torch.relu(self.first(x)))
+        return self.second(self.hidden(self.first(x)))
+
+
+class Lender(Careful):
+    """The same network, which hands out views of a buffer and of an attribute of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = Hidden()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.hidden(self.first((x - 0.5) * 3))
+        if torch.is_grad_enabled():
+            return self.second(hidden)
+        return self.out[: len(x)].copy_(self.second(hidden))
+
+
+class Hidden(nn.Module):
+    """An activation that is computed into an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scratch = torch.zeros(1024, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) if torch.is_grad_enabled() else self.scratch[: len(x)].copy_(torch.relu(x))
 
 
 @pytest.fixture
@@ -62,3 +88,29 @@ def test_p_values_of_a_model_that_writes_into_its_input(signature: str, data: Te
     detector = cm.Detector(getattr(cm.signatures, signature)())
     wanted, found = (detector.fit(net, data).detect(data[:40] + 0.1) for net in (Careful(), Careless()))
     torch.testing.assert_close(torch.tensor(found.p_values), torch.tensor(wanted.p_values))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_run_gave_stays_what_it_was(engine: str, data: Tensor) -> None:
+    net = Lender()
+    model = open_model(net, engine=engine)  # type: ignore[arg-type]
+    one, two = (next(model.batches(model.inputs(part))) for part in (data[:5], data[5:10]))
+    hidden = Place("hidden")
+    with torch.no_grad():
+        wanted = Careful()(data[:5])
+        values = torch.relu(net.first((data[:5] - 0.5) * 3))
+    first = model.run(one, read=[hidden])
+    with model.quiet():
+        second = model.run(one, read=[hidden])
+        model.run(two)
+    for run in (first, second):
+        torch.testing.assert_close(run.logits, wanted)
+        torch.testing.assert_close(run.values[hidden], values)
+    assert not net.out.any() and not net.hidden.scratch.any()
+
+
+@pytest.mark.parametrize("signature", ["MutualInterchange", "DonorMoments"])
+def test_scores_of_a_model_that_returns_a_buffer(signature: str, data: Tensor) -> None:
+    detector = cm.Detector(getattr(cm.signatures, signature)())
+    wanted, found = (detector.fit(net, data).score(data[:9] + 0.1) for net in (Careful(), Lender()))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
