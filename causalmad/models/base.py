@@ -297,8 +297,15 @@ def _failed(name: str, batch: Batch, error: Exception, auto: bool) -> ModelError
         "cm.extract(fitted, inputs), which makes batches smaller" if auto else 'open_model(model, batch_size="auto")'
     )
     first = f", the first of them {batch.ids[0]!r}" if batch.ids else ""
+    what = f"{name} raised {type(error).__name__} on {len(batch)} inputs {shape}{first}: {error}"
+    if "Inference tensor" in str(error):
+        return ModelError(
+            what,
+            causes=["a model that was made under torch.inference_mode(): no gradient goes through its weights"],
+            tries=["copy.deepcopy(model), outside of that mode", "a signature without gradients: activations"],
+        )
     return ModelError(
-        f"{name} raised {type(error).__name__} on {len(batch)} inputs {shape}{first}: {error}",
+        what,
         causes=[
             "inputs of another width or type than the model takes",
             "token ids outside the vocabulary, or more tokens than positions",

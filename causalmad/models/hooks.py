@@ -21,6 +21,7 @@ from causalmad.models.places import (
     slopes,
     swap,
 )
+from causalmad.models.state import version
 from causalmad.sites import Place
 
 
@@ -101,7 +102,7 @@ class _Visit:
         return result, {place: value.detach() for place, value in self.values.items()}, grads
 
     def overwritten(self) -> bool:
-        return any(self.values[place]._version != version for place, version in self.versions.items())
+        return any(version(self.values[place]) != before for place, before in self.versions.items())
 
     def _hook(self, place: Place) -> torch.utils.hooks.RemovableHandle:
         try:
@@ -136,9 +137,17 @@ class _Visit:
             # An alias of its own: what else reads the same tensor, as a residual stream goes on beside a layer, is no
             # part of the slope here, as an edit here does not reach it.
             value = value.view_as(value) if value.requires_grad else value.detach().requires_grad_(True)
-        self.values[place] = value
-        self.versions[place] = value._version
+        self.values[place] = _counted(value)
+        self.versions[place] = version(self.values[place])
         if self.early and len(self.values) == len(self.read):
             raise _Stop
         # A leaf may not be written in place, and `private` keeps later in-place operations off what was read.
         return value.clone() if self.private or (value.is_leaf and value.requires_grad) else value
+
+
+def _counted(value: Tensor) -> Tensor:
+    """A value, or a copy where nobody counts what is written to it: it was made in inference mode, by the model."""
+    if not value.is_inference():
+        return value
+    with torch.inference_mode(False):
+        return value.clone()

@@ -125,13 +125,19 @@ def edited(place: Place, value: Tensor, edit: Callable[[Tensor], Tensor]) -> Ten
 
 
 def require_gradient(place: Place, value: Tensor) -> None:
-    """Only real numbers have a gradient.
+    """Only real numbers have a gradient, and only outside of inference mode.
 
     Raises:
-        SiteError: on integers.
+        SiteError: on integers, and on what a model computes in inference mode.
     """
     if not value.is_floating_point():
         raise SiteError(f"{place} holds {value.dtype}, which has no gradient", tries=["the output of the embedding"])
+    if value.is_inference():
+        raise SiteError(
+            f"{place} was computed under torch.inference_mode(), where nothing has a gradient",
+            causes=["a part of the model whose forward switches it on"],
+            tries=["a signature without gradients: activations, resampling-profile", "a site behind that part"],
+        )
 
 
 def slopes(scalar: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from causalmad.models.state import version
 from causalmad.sites import Place
 
 
@@ -43,7 +44,7 @@ class Recording:
         self.moments += 1
         if path in self.kept and _by_row(output, self.count):
             self.outputs[path] = output
-            self.versions[path] = [value._version for value in _tensors(output)]
+            self.versions[path] = [version(value) for value in _tensors(output)]
 
     def finished(self, places: Iterable[Place]) -> Recording:
         """The recording without what cannot be given again, or is done after all places.
@@ -52,7 +53,8 @@ class Recording:
         """
         last = max((self._moment(place) or 0 for place in places), default=0)
         for path, output in list(self.outputs.items()):
-            written = [value._version for value in _tensors(output)] != self.versions[path]
+            found = [version(value) for value in _tensors(output)]
+            written = found != self.versions[path] or -1 in found  # -1: nobody counts what is written to it
             if path in self.again or written or self.left[path] > last:
                 del self.outputs[path]
         return self

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import causalmad as cm
+from causalmad.errors import SiteError
 from causalmad.models import open_model
 from causalmad.sites import Place
 from causalmad.targets import TopMargin
@@ -113,4 +116,36 @@ def test_what_a_run_gave_stays_what_it_was(engine: str, data: Tensor) -> None:
 def test_scores_of_a_model_that_returns_a_buffer(signature: str, data: Tensor) -> None:
     detector = cm.Detector(getattr(cm.signatures, signature)())
     wanted, found = (detector.fit(net, data).score(data[:9] + 0.1) for net in (Careful(), Lender()))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+class Frugal(Careful):
+    """The same network, which computes its first layer in inference mode, and writes into what comes out."""
+
+    @torch.inference_mode()
+    def encoded(self, x: Tensor) -> Tensor:
+        return self.first((x - 0.5) * 3).mul_(2).div_(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.hidden(self.encoded(x)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_that_switches_inference_mode_on_for_a_part(engine: str, data: Tensor) -> None:
+    careful, frugal = open_model(Careful()), open_model(Frugal(), engine=engine)  # type: ignore[arg-type]
+    batch, place = next(careful.batches(careful.inputs(data[:5]))), Place("first")
+    found, wanted = (model.run(batch, read=[place]) for model in (frugal, careful))
+    torch.testing.assert_close(found.logits, wanted.logits)
+    torch.testing.assert_close(found.values[place], wanted.values[place])
+    assert frugal.logits(batch, {place: lambda value: value * 0}).equal(
+        careful.logits(batch, {place: lambda value: value * 0})
+    )
+    with pytest.raises(SiteError, match="inference_mode"):
+        frugal.run(batch, read=[place], target=TopMargin())
+
+
+@pytest.mark.parametrize("signature", [cm.signatures.Activations("first"), cm.signatures.ExactAblation()])
+def test_scores_of_a_model_that_switches_inference_mode_on_for_a_part(signature: Any, data: Tensor) -> None:
+    detector = cm.Detector(signature)
+    wanted, found = (detector.fit(net, data).score(data[:9] + 0.1) for net in (Careful(), Frugal()))
     np.testing.assert_allclose(found, wanted, rtol=1e-4)

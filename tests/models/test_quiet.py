@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 
 import causalmad as cm
 import causalmad.models.quiet as quiet_module
+from causalmad.errors import ModelError
 from causalmad.models import open_model
 from tests.models.test_no_trace import ENGINES, snapshot
 
@@ -148,6 +149,18 @@ def test_a_model_that_was_made_under_inference_mode() -> None:
     for _ in range(2):
         np.testing.assert_allclose(detector.fit(net, data).score(data[:3]), wanted, rtol=1e-5)
         assert all(value.requires_grad for value in net.parameters()) and net.training and net[3].training
+
+
+def test_gradients_of_a_model_that_was_made_under_inference_mode_are_a_named_error() -> None:
+    data = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        net = small()
+    detector = cm.Detector(cm.signatures.AttributionPatching())
+    with pytest.raises(ModelError, match=r"copy.deepcopy\(model\)"):
+        detector.fit(net, data)
+    np.testing.assert_allclose(
+        detector.fit(copy.deepcopy(net), data).score(data[:3]), detector.fit(small(), data).score(data[:3]), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("broken", ["_set_generators", "_put_away", "_require_gradients"])
