@@ -18,6 +18,7 @@ import numpy as np
 from causalmad.digests import ABSENT, Digests, Keys, Numbers
 from causalmad.errors import CacheError, CacheWarning
 from causalmad.extraction.address import address_of
+from causalmad.extraction.circumstances import circumstances
 from causalmad.extraction.shards import SUFFIX, DamagedShardError, Shard, Values, check_shard, map_values, write_shard
 from causalmad.models import OpenModel
 from causalmad.signatures.base import FittedSignature
@@ -55,7 +56,7 @@ class Cache:
                 causes=["a file of that name", "no permission there"],
                 tries=["another folder", "cache=None"],
             ) from error
-        self._opened: list[tuple[FittedSignature, Kept]] = []
+        self._opened: list[tuple[FittedSignature, dict[str, Any], Kept]] = []
 
     def __repr__(self) -> str:
         """Where it is."""
@@ -72,13 +73,14 @@ class Cache:
         Raises:
             CacheError: when it is a signature that cannot be saved.
         """
-        for known, kept in self._opened:
-            if known is signature:
+        now = circumstances(model.module)
+        for known, then, kept in self._opened:
+            if known is signature and then == now:
                 return kept
         address = address_of(signature, spec, model)
         kept = Kept(len(signature.columns), self.folder / address.name)
         kept.describe({**address.about, "columns": [column.name for column in signature.columns]})
-        self._opened.append((signature, kept))
+        self._opened.append((signature, now, kept))
         return kept
 
 

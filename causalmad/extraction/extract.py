@@ -13,6 +13,7 @@ from causalmad.digests import ABSENT, Keys, first_rows
 from causalmad.errors import CacheError, SpecError
 from causalmad.extraction.address import row_keys
 from causalmad.extraction.cache import Keeps, Kept, opened
+from causalmad.extraction.circumstances import main_argument
 from causalmad.extraction.engine import Engine, Local, Rows, Work
 from causalmad.extraction.ray import Ray
 from causalmad.extraction.result import Extraction
@@ -82,7 +83,7 @@ def extract(
                 f"a {type(fitted).__name__} does not know its spec, which is part of its address",
                 tries=["extract(fitted_detector, ...)", "spec=the signature that was fitted"],
             )
-        keys, kept = row_keys(known), keeps.of(fitted, parts, view)
+        keys, kept = row_keys(known, main_argument(view, known)), keeps.of(fitted, parts, view)
     kept.refresh()
     missing = first_rows(keys)
     missing = missing[kept.find(keys[missing]) == ABSENT]

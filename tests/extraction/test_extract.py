@@ -195,7 +195,7 @@ def test_an_address_is_the_same_in_every_process_and_holds_the_defaults_of_a_cla
     import sys
 
     texts = ["k=2", "k=3", "*, k=2", "k=2"]
-    code = "from causalmad.extraction.address import _function\n" + "".join(
+    code = "from causalmad.extraction.content import function_digest as _function\n" + "".join(
         f"def claim(x, {text}): return x in {{'alpha', 'beta', 'gamma', 'delta'}} and k\nprint(_function(claim))\n"
         for text in texts
     )
