@@ -40,6 +40,7 @@ _LOCKS: WeakKeyDictionary[nn.Module, _Lock] = WeakKeyDictionary()
 _HELD: WeakKeyDictionary[nn.Module, _Holder] = WeakKeyDictionary()
 _GUARD = threading.Lock()
 _NUMBERS = itertools.count()
+_ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
 @contextmanager
@@ -76,6 +77,7 @@ def quiet(module: nn.Module) -> Iterator[None]:
         for value in wanted:
             value.requires_grad_(False)
         stack.enter_context(_eager(parts))
+        stack.enter_context(_FAST_ATTENTION.off(parts))
         stack.callback(_HELD.pop, module, None)
         _HELD[module] = _Holder(threading.get_ident(), state)
         yield
@@ -138,6 +140,37 @@ def _locks(parts: Sequence[nn.Module]) -> list[_Lock]:
         for part in parts:
             _LOCKS.setdefault(part, first)
         return found
+
+
+class _FastAttention:
+    """The kernels in which torch's own attention runs whole layers, for a whole process: off while anybody needs it.
+
+    They pass by the parts of a layer, with whatever is read or edited there, and drop padded positions on the way.
+    """
+
+    def __init__(self) -> None:
+        self.users, self.before = 0, True
+
+    @contextmanager
+    def off(self, parts: Iterable[nn.Module]) -> Iterator[None]:
+        if not any(isinstance(part, _ATTENTION) for part in parts):
+            yield
+            return
+        with _GUARD:
+            if not self.users:
+                self.before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self.users += 1
+        try:
+            yield
+        finally:
+            with _GUARD:
+                self.users -= 1
+                if not self.users:
+                    torch.backends.mha.set_fastpath_enabled(self.before)
+
+
+_FAST_ATTENTION = _FastAttention()
 
 
 def _eager(parts: Iterable[nn.Module]) -> AbstractContextManager[Any]:

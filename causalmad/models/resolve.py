@@ -136,12 +136,19 @@ def _range(architecture: Architecture | None) -> str:
 def layers(module: nn.Module) -> tuple[Site, ...]:
     """The output of every part that computes, for a module of no known family: activations where there are any.
 
-    A module without children computes. Activation functions (which have no parameters and are no dropout or
-    identity) are preferred to the linear maps before them; the last computing part is the output and left out.
+    A module without children computes, and so does torch's attention, which never calls its own. Activation functions
+    (which have no parameters and are no dropout or identity) are preferred to the linear maps before them; the last
+    computing part is the output and left out.
     """
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # leaves where they are empty
     idle = (nn.Dropout, nn.Identity, nn.Flatten, nn.Unflatten, nn.Embedding, *containers)
-    leaves = [(name, part) for name, part in module.named_modules() if name and next(part.children(), None) is None]
+    parts = dict(module.named_modules())
+    whole = tuple(f"{name}." for name, part in parts.items() if isinstance(part, nn.MultiheadAttention))
+    leaves = [
+        (name, part)
+        for name, part in parts.items()
+        if name and not name.startswith(whole) and (f"{name}." in whole or next(part.children(), None) is None)
+    ]
     computing = [(name, _has_parameters(part)) for name, part in leaves if not isinstance(part, idle)]
     inner = computing[:-1] or computing
     chosen = [name for name, linear in inner if not linear] or [name for name, _ in inner]

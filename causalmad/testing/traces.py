@@ -72,6 +72,7 @@ def look(model: nn.Module) -> dict[str, object]:
         "inference mode": torch.is_inference_mode_enabled(),
         "default dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
+        "fast kernels of attention": torch.backends.mha.get_fastpath_enabled(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
     }
     for name, part in model.named_modules():

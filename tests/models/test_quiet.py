@@ -184,3 +184,66 @@ def test_one_failure_keeps_nothing_else_from_being_put_back(broken: str, monkeyp
     with quiet_module.quiet(net):  # and the same thread's next runs are quiet again
         assert not net.training and not any(value.requires_grad for value in net.parameters())
     assert net.training
+
+
+class Encoder(nn.Module):
+    """torch's own encoder, which in evaluation runs whole layers in one kernel and drops what is padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        self.embed, self.stack, self.out = nn.Embedding(60, 16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.out(self.stack(self.embed(input_ids), src_key_padding_mask=attention_mask == 0)[:, 0])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_inside_the_layers_of_torchs_own_encoder(engine: str) -> None:
+    model = open_model(Encoder().eval(), engine=engine)  # type: ignore[arg-type]
+    rows = [sequence(length, length) for length in (3, 7, 5)]
+    sites = model.sites(["stack.layers.*@-1", "stack.layers.*.linear1@-1", "stack.layers.*.self_attn@-1"])
+    places = [site.place for site in sites]
+    fast = torch.backends.mha.get_fastpath_enabled()
+
+    def read(part: list[Any]) -> tuple[Tensor, ...]:
+        batch = next(model.batches(model.inputs(part)))
+        run = model.run(batch, read=places)
+        return run.logits, *(site.take(run.values[site.place], batch) for site in sites)
+
+    together = read(rows)
+    for number, row in enumerate(rows):
+        for found, wanted in zip(read([row]), together, strict=True):
+            torch.testing.assert_close(found[0], wanted[number], rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            wanted = model.module(row["input_ids"][None], torch.ones(1, len(row["input_ids"])))
+        torch.testing.assert_close(together[0][number], wanted[0], rtol=1e-4, atol=1e-5)
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_fast_kernels_of_attention_are_back_when_the_last_model_is_done(before: bool) -> None:
+    now = torch.backends.mha.get_fastpath_enabled
+    was = now()
+    try:
+        torch.backends.mha.set_fastpath_enabled(before)
+        with quiet_module.quiet(small()):
+            assert now() == before  # no attention, no change
+        first, second = quiet_module.quiet(Encoder()), quiet_module.quiet(Encoder())
+        with first:
+            second.__enter__()
+            assert not now()
+        assert not now()
+        second.__exit__(None, None, None)
+        assert now() == before
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)
+
+
+@pytest.mark.parametrize("signature", ["Activations", "ExactAblation"])
+def test_default_sites_of_torchs_own_encoder(signature: str) -> None:
+    detector = cm.Detector(getattr(cm.signatures, signature)())
+    rows = [sequence(2 + seed % 6, seed) for seed in range(60)]
+    fitted = detector.fit(Encoder(), rows)
+    assert np.isfinite(fitted.score(rows[:3])).all()
