@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,7 +97,9 @@ class Detector:
         Raises:
             CacheError: when the cache cannot be used.
             FitError: when there are too few trusted inputs, or their signatures cannot be fitted.
+            SpecError: when the seed is no whole number.
         """
+        seed = _whole(seed)
         opened = open_model(model)
         inputs = opened.inputs(trusted)
         require_untrusted(self.reference, untrusted)
@@ -266,9 +269,7 @@ class FittedDetector:
             "also untrusted": tuple(key for key, content in pairs if content in self.pool),
         }
 
-        def reason(row: int) -> Explanation:
-            return self._explain(found, scores, p_values, row, known)
-
+        reason = partial(self._explain, found, scores, p_values, inputs=known)
         return Detection(found, scores, p_values, alpha, provenance, reason, fdr, adjusted_p, note, self.calibrator)
 
     def explain(self, inputs: Any) -> tuple[Explanation, ...]:
@@ -365,6 +366,14 @@ class FittedDetector:
         with blaming(self.origin):
             donors = None if chosen is None else chosen(inputs[row])
             return explain(key, found.columns, values, score, p_value, self.reference, self.trusted, donors=donors)
+
+
+def _whole(seed: Any) -> int:
+    """A seed as a plain number, which files can hold."""
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise SpecError(f"seed={seed!r}", needed="a whole number", tries=["seed=0"]) from None
 
 
 def fit_on(

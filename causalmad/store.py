@@ -25,7 +25,7 @@ from causalmad.models.fingerprint import first_difference, glance
 from causalmad.references.base import FittedReference, as_rows
 from causalmad.references.folded import FittedFolds, restore_folds
 from causalmad.signatures.base import Column, Signatures, State
-from causalmad.whole import read_whole, require_elsewhere
+from causalmad.whole import read_whole, require_elsewhere, short
 
 if TYPE_CHECKING:
     from causalmad.detector import FittedDetector
@@ -283,7 +283,7 @@ def _write(path: Path, files: dict[str, bytes]) -> None:
             raise StoreError(f"{path} holds something else than a detector", tries=["another folder", "empty it first"])
         require_elsewhere(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        fresh = Path(tempfile.mkdtemp(prefix=f".{short(path.name)}.", dir=path.parent))
         try:
             for name, data in files.items():
                 with (fresh / name).open("wb") as file:
@@ -301,7 +301,7 @@ def _write(path: Path, files: dict[str, bytes]) -> None:
 def _exchange(fresh: Path, path: Path) -> None:
     """``fresh`` in place of ``path``, which is put back if that fails; after a kill in between, it is still read."""
     for last in (False, False, True):
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}{_ASIDE}", dir=path.parent))
+        old = Path(tempfile.mkdtemp(prefix=f".{short(path.name)}{_ASIDE}", dir=path.parent))
         try:
             if path.exists():
                 os.replace(path, old)
@@ -322,7 +322,7 @@ def _exchange(fresh: Path, path: Path) -> None:
 
 def _set_aside(path: Path) -> list[Path]:
     """What saves to ``path`` moved out of its place, the newest first: some are left where a save was killed."""
-    found = [each for each in path.parent.glob(".*") if each.name.startswith(f".{path.name}{_ASIDE}")]
+    found = [each for each in path.parent.glob(".*") if each.name.startswith(f".{short(path.name)}{_ASIDE}")]
     return sorted(found, key=lambda each: (_identity(each) or (0, 0))[1], reverse=True)
 
 

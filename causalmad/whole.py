@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 from causalmad.errors import StoreError
+
+_LONG = 200  # bytes of a name; most systems allow 255
 
 
 def write_whole(path: Path, parts: Iterable[str] | bytes) -> Path:
@@ -17,7 +20,7 @@ def write_whole(path: Path, parts: Iterable[str] | bytes) -> Path:
     A reader sees the old file or the new one, also after a crash in the middle.
 
     Args:
-        path: the file; its folder has to be there.
+        path: the file; its folder has to be there. A link stays a link, and what it points to is written.
         parts: the text, piece by piece; or bytes.
 
     Raises:
@@ -26,16 +29,23 @@ def write_whole(path: Path, parts: Iterable[str] | bytes) -> Path:
     if path.is_dir():  # also "." and "", which have no name to put a temporary file beside
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     # Threads of one process, and processes on two machines with one disk, must not meet in one temporary file.
-    fresh = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    fresh = target.with_name(f".{short(target.name)}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with fresh.open("wb") as file:
             file.writelines([parts] if isinstance(parts, bytes) else (part.encode() for part in parts))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(fresh, path)
+        os.replace(fresh, target)
     finally:
         fresh.unlink(missing_ok=True)
     return path
+
+
+def short(name: str) -> str:
+    """The name of a file, or another one for it alone where it is so long that little can be added to it."""
+    whole = os.fsencode(name)
+    return name if len(whole) <= _LONG else f"{name[:40]}-{hashlib.blake2b(whole, digest_size=8).hexdigest()}"
 
 
 def require_elsewhere(folder: Path) -> None:

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 from sklearn.svm import OneClassSVM
 from torch import nn
 
-from causalmad import Detector, FittedDetector, Monitor
+from causalmad import Detector, FittedDetector, Monitor, extract
 from causalmad.cli.files import require_folder
-from causalmad.errors import StoreError
+from causalmad.errors import SpecError, StoreError
 from causalmad.references import Mahalanobis
 from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
 from causalmad.targets import ClassLogit
@@ -287,3 +288,54 @@ def test_a_refitted_estimator_is_checked_against_the_saved_scores(tmp_path, monk
     monkeypatch.setattr(OneClassSVM, "score_samples", lambda self, X: np.zeros(len(X)))
     with pytest.raises(StoreError, match="does not give the saved scores"):
         scores_of(tmp_path / "detector")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_file_is_written_through_a_link(tmp_path, there):
+    (tmp_path / "real").mkdir()
+    real, link = tmp_path / "real" / "state.json", tmp_path / "state.json"
+    monitor = Monitor(fit(), 0.1, 0.5)
+    if there:
+        monitor.save(real)
+    link.symlink_to(real)
+    monitor(MADE.fresh)
+    monitor.save(link)
+    assert link.is_symlink() and json.loads(real.read_text())["steps"] == len(MADE.fresh)
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["state.json"]
+
+
+def test_names_as_long_as_the_system_allows(tmp_path):
+    detector = fit()
+    for name in ("m" * 250, "é" * 120):
+        for _ in range(2):
+            Monitor(detector, 0.1, 0.5).save(tmp_path / f"{name}.json")
+            detector.save(tmp_path / name)
+        assert np.array_equal(scores_of(tmp_path / name), detector.score(MADE.fresh))
+    # What is set aside of one is not taken for another that begins alike.
+    first, second = tmp_path / ("n" * 249 + "a"), tmp_path / ("n" * 249 + "b")
+    for path in (first, second):
+        detector.save(path)
+    second.rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreError):
+        FittedDetector.load(second, MADE.model)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_seed_of_any_whole_number(tmp_path):
+    detector = fit(seed=np.int64(3))
+    detector.save(tmp_path / "detector")
+    assert type(detector.provenance["seed"]) is int
+    assert np.array_equal(scores_of(tmp_path / "detector"), fit(seed=3).score(MADE.fresh))
+    with pytest.raises(SpecError, match=r"seed=1\.5"):
+        fit(seed=1.5)
+
+
+def test_what_a_detector_gives_goes_to_another_process(tmp_path):
+    detector = fit()
+    detection = detector.detect(MADE.fresh)
+    again = pickle.loads(pickle.dumps(detection))
+    assert np.array_equal(again.p_values, detection.p_values)
+    assert again.explain(3).to_data() == detection.explain(3).to_data()
+    for cache in (None, tmp_path / "cache"):
+        rows = extract(detector, MADE.fresh, cache=cache)
+        assert np.array_equal(pickle.loads(pickle.dumps(rows)).values, rows.values)

@@ -7,7 +7,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -45,13 +45,13 @@ class Cache:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # also when the process goes elsewhere later
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             os.scandir(self.folder).close()
         except OSError as error:
             raise CacheError(
-                f"{self.folder} cannot be used as a cache: {error.strerror}",
+                f"{Path(folder)} cannot be used as a cache: {error.strerror}",
                 needed="a folder, or a place where one can be made",
                 causes=["a file of that name", "no permission there"],
                 tries=["another folder", "cache=None"],
@@ -106,13 +106,20 @@ class Kept:
         self._index = Digests()
         self._names: set[str] = set()
         self._writes = folder is not None
-        self._map = lru_cache(_MAPPED)(map_values)
+        self._map = _mapper()
         if folder is not None:
             try:
                 folder.mkdir(exist_ok=True)
             except OSError as error:
                 self._keep_in_memory(error)
             _sweep(folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map = _mapper()
 
     def describe(self, about: dict[str, Any]) -> None:
         """Write down, for people, what the rows are of; nothing depends on this file."""
@@ -230,6 +237,11 @@ class Kept:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "is full" if full else f"cannot be written ({error.strerror})"
         _warn(f"{self.folder} {why}: what is computed from here on is kept in memory, and not for later")
+
+
+def _mapper() -> Callable[[Path], Values]:
+    """Maps files into memory, the last few of which stay mapped."""
+    return lru_cache(_MAPPED)(map_values)
 
 
 def _sweep(folder: Path) -> None:

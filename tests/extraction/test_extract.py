@@ -104,6 +104,17 @@ def test_detectors_give_the_same_with_a_cache(tmp_path):
     assert np.array_equal(again.trusted.values, kept.trusted.values) and len(rows_on_disk(tmp_path)[0]) == len(before)
 
 
+def test_a_cache_stays_where_it_was_when_the_process_goes_elsewhere(tmp_path, monkeypatch):
+    fitted, fresh = made(40)
+    monkeypatch.chdir(tmp_path)
+    cache = cm.Cache("cache")
+    rows = cm.extract(fitted, fresh, cache=cache)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert rows.values.shape == (40, 8) and cm.extract(fitted, fresh, cache=cache).computed == 0
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_an_opened_cache_hashes_the_model_once(tmp_path, monkeypatch):
     fitted, fresh = made(40)
     calls = []
