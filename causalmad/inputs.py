@@ -27,7 +27,8 @@ class Batch:
         rows: (batch,) positions of these inputs among all inputs.
         fields: argument (position or keyword) -> (batch, ...) tensor, padded where the rows are ragged.
         mask: (batch, positions) bool, true at real tokens; None where the inputs are no tokens.
-        extra: keyword -> tensor for what the padding needs (``attention_mask``, ``position_ids``).
+        extra: keyword -> tensor for what the padding needs: ``attention_mask``, and ``position_ids`` where rows are
+            padded at the left.
         columns: name -> (batch,) values that the model never sees; sites such as ``@S2`` look positions up here.
         ids: (batch,) ids of the inputs, for messages.
     """
@@ -177,6 +178,7 @@ class Inputs:
         *,
         side: str = "left",
         accepts: Collection[str] = (),
+        needs: Collection[str] = (),
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         fill: int = 0,
@@ -188,7 +190,10 @@ class Inputs:
             size: inputs a batch, at most.
             side: ``left`` or ``right``, where shorter token sequences are padded.
             accepts: names of the model's arguments; without ``attention_mask`` only rows of equal length share a batch,
-                so that padding can never reach the model unmasked.
+                so that padding can never reach the model unmasked. ``position_ids`` count the real tokens from zero,
+                and are made only for rows padded at the left: elsewhere a model's own are right, and some families
+                count from another number.
+            needs: those of them that have no default: ``position_ids`` are then made for every batch.
             device: where the tensors go.
             dtype: what floating-point fields are cast to.
             fill: token id at padded positions.
@@ -197,7 +202,7 @@ class Inputs:
         """
         alone = self.tokens and "attention_mask" not in accepts
         for rows in self._groups(size, alone, by_length and self.tokens and len(self) > size):
-            yield self._batch(rows, side, accepts, device, dtype, fill)
+            yield self._batch(rows, side, accepts, needs, device, dtype, fill)
 
     def _groups(self, size: int, alone: bool, by_length: bool) -> Iterator[npt.NDArray[np.int64]]:
         order = np.argsort(self.lengths, kind="stable") if by_length else np.arange(len(self))
@@ -211,6 +216,7 @@ class Inputs:
         rows: npt.NDArray[np.int64],
         side: str,
         accepts: Collection[str],
+        needs: Collection[str],
         device: torch.device | None,
         dtype: torch.dtype | None,
         fill: int,
@@ -232,10 +238,9 @@ class Inputs:
         lengths = torch.as_tensor(self.lengths[rows])[:, None]
         place = torch.arange(int(lengths.max()))
         mask = place >= place.numel() - lengths if side == "left" else place < lengths
-        extra = {
-            "attention_mask": mask.long(),
-            "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0),
-        }
+        extra = {"attention_mask": mask.long()}
+        if "position_ids" in needs or (side == "left" and not bool(mask.all())):
+            extra["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
         kept = {name: move(value) for name, value in extra.items() if name in accepts and name not in fields}
         return Batch(rows, fields, move(mask), kept, columns, ids)
 

@@ -185,7 +185,9 @@ def test_batches_hold_every_input_once() -> None:
     args, kwargs = first.call
     assert args == () and set(kwargs) == {"input_ids", "attention_mask", "position_ids"}
     right = next(inputs.batches(2, side="right", accepts=GPT2, fill=9))
-    assert right.main.tolist() == [[3, 4, 5], [6, 9, 9]] and right.extra["position_ids"].tolist()[1] == [0, 0, 0]
+    assert right.main.tolist() == [[3, 4, 5], [6, 9, 9]] and set(right.extra) == {"attention_mask"}
+    needy = next(inputs.batches(1, side="right", accepts=GPT2, needs=("position_ids",)))
+    assert needy.extra["position_ids"].tolist() == [[0, 1, 2]]
     # Where the model takes no mask, padding could reach it: only rows of equal length go together.
     alone = list(inputs.batches(8))
     assert sorted(row for batch in alone for row in batch.rows) == [0, 1, 2, 3, 4]

@@ -14,6 +14,7 @@ from causalmad.errors import CausalmadError, ModelError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models.batching import Batching
 from causalmad.models.fingerprint import digest, parameter_digests
+from causalmad.models.padding import way_of
 from causalmad.models.quiet import contiguous, quiet
 from causalmad.models.resolve import resolve
 from causalmad.sites import Place, Site, position_index
@@ -83,6 +84,7 @@ class OpenModel:
         architecture: where blocks, heads and MLPs are, if the model is of a known family.
         tokenizer: turns texts into token ids, if there is one.
         accepts: names of the arguments of the model's ``forward``.
+        needs: those of them that have no default.
         positional: whether token ids are passed as the first positional argument (TransformerLens).
         side: where token rows are padded, ``left`` or ``right``.
         batching: how many inputs share a batch.
@@ -95,6 +97,7 @@ class OpenModel:
     architecture: Architecture | None = None
     tokenizer: Callable[..., Any] | None = None
     accepts: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
     positional: bool = False
     side: str = "left"
     batching: Batching = field(default_factory=Batching)
@@ -152,10 +155,12 @@ class OpenModel:
         """
         # Classifiers of sequences look for the padding by its token.
         fill = getattr(getattr(self.module, "config", None), "pad_token_id", None)
+        way = way_of(self, inputs)
         found = inputs.batches(
             size or self.batch_size,
             side=self.side,
-            accepts=self.accepts,
+            accepts=[name for name in self.accepts if name != "position_ids" or name in way],
+            needs=self.needs,
             device=self.device,
             dtype=self.dtype,
             fill=fill if isinstance(fill, int) else 0,

@@ -60,7 +60,7 @@ def open_model(
             batching=model.batching if batch_size is None else Batching.of(batch_size),
         )
     module, found = _unwrap(model, remote)
-    accepts, positional = _arguments(module)
+    accepts, needs, positional = _arguments(module)
     causal = "logits_to_keep" in accepts and getattr(module.config, "is_encoder_decoder", None) is False
     architecture = recognise(module)
     if side == "left" and architecture is not None and architecture.name == "bert":
@@ -72,6 +72,7 @@ def open_model(
         architecture=architecture,
         tokenizer=tokenizer or found,
         accepts=accepts,
+        needs=needs,
         positional=positional,
         side=side or ("left" if causal or positional else "right"),
         batching=Batching() if batch_size is None else Batching.of(batch_size),
@@ -106,14 +107,17 @@ def _envoys() -> tuple[type[Any], ...]:
     return () if nnsight is None else (nnsight.Envoy,)
 
 
-def _arguments(module: nn.Module) -> tuple[frozenset[str], bool]:
-    """Names of the arguments of ``forward``, and whether tokens go in as the first positional one."""
+def _arguments(module: nn.Module) -> tuple[frozenset[str], frozenset[str], bool]:
+    """Names of the arguments of ``forward``, those without a default, and whether tokens are the first positional."""
     try:
-        names = frozenset(inspect.signature(type(module).forward).parameters) - {"self"}
+        known = list(inspect.signature(type(module).forward).parameters.values())[1:]
     except (AttributeError, TypeError, ValueError):  # a scripted module has no signature that Python can see
-        names = frozenset()
+        known = []
+    names = frozenset(each.name for each in known)
+    single = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needs = frozenset(each.name for each in known if each.kind in single and each.default is each.empty)
     lens = hasattr(module, "hook_dict") and hasattr(module, "cfg")
-    return names, lens or "input_ids" not in names
+    return names, needs, lens or "input_ids" not in names
 
 
 def _engine(name: str | None, remote: bool | str, handle: Any) -> Engine:

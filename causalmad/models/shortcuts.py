@@ -15,9 +15,10 @@ from torch import Tensor
 
 from causalmad.errors import CausalmadError
 from causalmad.inputs import Batch
+from causalmad.models.alike import CLOSE, HALF, alike
 from causalmad.models.base import OpenModel
 from causalmad.models.batching import out_of_memory
-from causalmad.models.last_position import CLOSE, HALF, alike, alone, behind_attention, from_last, in_last_block
+from causalmad.models.last_position import alone, behind_attention, from_last, in_last_block
 from causalmad.models.recording import Recording, narrowed, recorded, replayed
 from causalmad.sites import Place
 
