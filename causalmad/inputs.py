@@ -261,7 +261,9 @@ class Inputs:
             data: a tensor or array (n, ...); a dict of them; a list of strings (needs ``tokenizer``); a list of dicts;
                 a Hugging Face ``Dataset``; a ``DataLoader``; or Inputs.
             tokenizer: turns a list of strings into ``{"input_ids": [[...], ...]}``.
-            accepts: names of the model's arguments; a dict's other keys become columns.
+            accepts: names of the model's arguments, in their order: fields are kept in it, whichever order a dict has,
+                so that the first one carries the input (``input_ids`` or ``inputs_embeds`` where there are any). A
+                dict's other keys become columns.
             blocks: named parts of the main field, see the class.
             ids: (n,) one id per input, unique. A column ``id`` in the data serves as well.
             columns: further values, one per input, that the model never sees.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ _SHUFFLED = (
     torch.utils.data.SubsetRandomSampler,
     torch.utils.data.WeightedRandomSampler,
 )
+_MAIN = ("input_ids", "inputs_embeds")
 _NEVER_FIELDS = ("labels", "label", "id")  # `labels` is an argument of many models, but it asks for a loss
 
 
@@ -204,8 +205,23 @@ def _split(
         fields = _unpadded(fields, mask)
     elif "input_ids" in table:
         _require_no_padding(fields["input_ids"], tokenizer)
-    order = sorted(fields, key=lambda name: (name != "input_ids", isinstance(name, str)))
-    return {name: fields[name] for name in order}, columns
+    return {name: fields[name] for name in _ordered(fields, accepts)}, columns
+
+
+def _ordered(names: Iterable[int | str], accepts: Collection[str]) -> list[int | str]:
+    """Fields in the order of the model's arguments, whatever order they were passed in; the one with the input first.
+
+    A set of arguments has no order, and leaves the names in theirs.
+    """
+    known = {name: place for place, name in enumerate(accepts)} if isinstance(accepts, Sequence) else {}
+
+    def key(name: int | str) -> tuple[bool, bool, bool, int]:
+        if isinstance(name, int):
+            return True, False, False, name
+        beside = name.endswith("mask") or name in ("position_ids", "token_type_ids")
+        return name not in _MAIN, True, beside, known.get(name, 0)
+
+    return sorted(names, key=key)
 
 
 def _text_key(columns: Mapping[str, Any]) -> str | None:

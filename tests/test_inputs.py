@@ -13,6 +13,7 @@ from causalmad.errors import InputsError
 from causalmad.inputs import Inputs
 from causalmad.models import open_model
 from causalmad.packing import pack, unpack
+from causalmad.rows import Row, as_inputs
 
 WORDS = ["w3 w4 w5", "w6", "w7 w8 w9 w10"]
 IDS = [[3, 4, 5], [6], [7, 8, 9, 10]]
@@ -55,8 +56,34 @@ def test_padded_tensors_lose_their_padding_on_either_side(tokenizer: Any) -> Non
 
 def test_embeddings_keep_their_mask() -> None:
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
-    inputs = Inputs.of({"inputs_embeds": torch.randn(2, 3, 4), "attention_mask": mask}, accepts=GPT2)
+    inputs = Inputs.of({"attention_mask": mask, "inputs_embeds": torch.randn(2, 3, 4)}, accepts=GPT2)
     assert not inputs.tokens and inputs.fields["attention_mask"][0].tolist() == [0, 1, 1]
+
+
+class Two(nn.Module):
+    """A network of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.head((self.first(x * mask) + 3 * self.second(y)).relu())
+
+
+def test_the_order_of_a_dict_decides_nothing() -> None:
+    values = {"x": torch.randn(7, 4), "mask": torch.ones(7, 4), "y": torch.randn(7, 4)}
+    backwards = dict(reversed(values.items()))
+    model = open_model(Two())
+    plain = model.inputs(values)
+    assert list(plain.fields) == ["x", "y", "mask"]  # in the order of the arguments, and what goes beside them last
+    lines = [Row(str(i), {name: rows[i].tolist() for name, rows in backwards.items()}) for i in range(7)]
+    for inputs in (model.inputs(backwards), as_inputs(lines, model)):
+        assert list(inputs.fields) == list(plain.fields) and inputs.digests == plain.digests
+        assert inputs.ids == plain.ids and torch.equal(inputs.main, plain.main)  # type: ignore[arg-type]
+    positions = Inputs.of({1: values["y"], 0: values["x"]})
+    assert list(positions.fields) == [0, 1]
+    assert list(Inputs.of(backwards, accepts=set(values)).fields) == ["y", "x", "mask"]
 
 
 def test_tensors_arrays_and_loaders_are_the_same_inputs() -> None:

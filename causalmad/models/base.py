@@ -83,7 +83,7 @@ class OpenModel:
         engine: ``hooks`` or ``nnsight``.
         architecture: where blocks, heads and MLPs are, if the model is of a known family.
         tokenizer: turns texts into token ids, if there is one.
-        accepts: names of the arguments of the model's ``forward``.
+        accepts: names of the arguments of the model's ``forward``, in its order.
         needs: those of them that have no default.
         positional: whether token ids are passed as the first positional argument (TransformerLens).
         side: where token rows are padded, ``left`` or ``right``.
@@ -96,7 +96,7 @@ class OpenModel:
     engine: Engine
     architecture: Architecture | None = None
     tokenizer: Callable[..., Any] | None = None
-    accepts: frozenset[str] = frozenset()
+    accepts: tuple[str, ...] = ()
     needs: frozenset[str] = frozenset()
     positional: bool = False
     side: str = "left"

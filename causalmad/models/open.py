@@ -107,13 +107,13 @@ def _envoys() -> tuple[type[Any], ...]:
     return () if nnsight is None else (nnsight.Envoy,)
 
 
-def _arguments(module: nn.Module) -> tuple[frozenset[str], frozenset[str], bool]:
+def _arguments(module: nn.Module) -> tuple[tuple[str, ...], frozenset[str], bool]:
     """Names of the arguments of ``forward``, those without a default, and whether tokens are the first positional."""
     try:
         known = list(inspect.signature(type(module).forward).parameters.values())[1:]
     except (AttributeError, TypeError, ValueError):  # a scripted module has no signature that Python can see
         known = []
-    names = frozenset(each.name for each in known)
+    names = tuple(each.name for each in known)
     single = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     needs = frozenset(each.name for each in known if each.kind in single and each.default is each.empty)
     lens = hasattr(module, "hook_dict") and hasattr(module, "cfg")

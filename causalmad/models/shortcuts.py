@@ -65,7 +65,11 @@ class Shortcuts:
         self.model, self.places = model, tuple(dict.fromkeys(places))
         self.usable = alone(model)
         family = model.architecture
-        decoder = family is not None and family.wiring is not None and {"past_key_values", "use_cache"} <= model.accepts
+        decoder = (
+            family is not None
+            and family.wiring is not None
+            and {"past_key_values", "use_cache"}.issubset(model.accepts)
+        )
         self.tried: set[tuple[frozenset[Place], bool, bool]] = set()  # what came out as it should
         self.company: WeakKeyDictionary[Clean, Clean] = WeakKeyDictionary()  # of lone inputs, while these are in use
         # Whether a token reaches none before it: tried out on the first batch.
