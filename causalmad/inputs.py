@@ -27,8 +27,8 @@ class Batch:
         rows: (batch,) positions of these inputs among all inputs.
         fields: argument (position or keyword) -> (batch, ...) tensor, padded where the rows are ragged.
         mask: (batch, positions) bool, true at real tokens; None where the inputs are no tokens.
-        extra: keyword -> tensor for what the padding needs: ``attention_mask``, and ``position_ids`` where rows are
-            padded at the left.
+        extra: keyword -> tensor for what the padding needs: ``attention_mask``, ``decoder_attention_mask``, and
+            ``position_ids`` where rows are padded at the left.
         columns: name -> (batch,) values that the model never sees; sites such as ``@S2`` look positions up here.
         ids: (batch,) ids of the inputs, for messages.
     """
@@ -47,6 +47,16 @@ class Batch:
     def main(self) -> Tensor:
         """(batch, ...) the field that carries the input."""
         return next(iter(self.fields.values()))
+
+    @property
+    def decoded(self) -> Batch:
+        """The batch with the mask of the tokens that logits stand at: the decoder's, where it is given its own."""
+        tokens = self.fields.get("decoder_input_ids")
+        if tokens is None:
+            return self
+        mask = self.fields.get("decoder_attention_mask", self.extra.get("decoder_attention_mask"))
+        known = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
+        return replace(self, mask=known)
 
     @property
     def call(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -230,7 +240,9 @@ class Inputs:
             if isinstance(values, Tensor):
                 fields[name] = move(values[index])
             else:
-                fields[name] = move(_pad([values[i] for i in rows], side, 0 if fields else fill))
+                # A decoder is causal: what is padded behind its tokens does not reach them.
+                where = "right" if str(name).startswith("decoder_") else side
+                fields[name] = move(_pad([values[i] for i in rows], where, 0 if fields else fill))
         columns = {name: values[rows] for name, values in self.columns.items()}
         ids = tuple(self.ids[row] for row in rows)
         if not self.tokens:
@@ -241,8 +253,21 @@ class Inputs:
         extra = {"attention_mask": mask.long()}
         if "position_ids" in needs or (side == "left" and not bool(mask.all())):
             extra["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        extra |= self._decoder_mask(rows, accepts)
         kept = {name: move(value) for name, value in extra.items() if name in accepts and name not in fields}
         return Batch(rows, fields, move(mask), kept, columns, ids)
+
+    def _decoder_mask(self, rows: npt.NDArray[np.int64], accepts: Collection[str]) -> dict[str, Tensor]:
+        """The mask of decoder tokens of differing lengths, which says where the last of them is."""
+        tokens = self.fields.get("decoder_input_ids", ())
+        if "decoder_attention_mask" in self.fields or isinstance(tokens, Tensor) or not len(tokens):
+            return {}
+        if "decoder_attention_mask" not in accepts:
+            raise InputsError(
+                "decoder_input_ids of differing lengths, and a model that takes no decoder_attention_mask",
+                tries=["decoder_input_ids of one length", "a model whose forward takes decoder_attention_mask"],
+            )
+        return {"decoder_attention_mask": _pad([torch.ones(len(tokens[i])).long() for i in rows], "right")}
 
     @classmethod
     def of(

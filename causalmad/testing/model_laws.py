@@ -18,7 +18,7 @@ from causalmad.errors import CausalmadError, ModelError, SiteError
 from causalmad.inputs import Inputs
 from causalmad.interventions import add, interchange, interpolate, keep
 from causalmad.models import OpenModel, open_model
-from causalmad.models.base import read_logits
+from causalmad.models.logits import read_logits
 from causalmad.signatures import Activations, AttributionPatching
 from causalmad.sites import Place, Site
 from causalmad.testing.law import LawBroken
