@@ -193,6 +193,7 @@ class Inputs:
         dtype: torch.dtype | None = None,
         fill: int = 0,
         by_length: bool = False,
+        together: bool = True,
     ) -> Iterator[Batch]:
         """Batches of at most ``size`` inputs; every input is in exactly one.
 
@@ -209,8 +210,9 @@ class Inputs:
             fill: token id at padded positions.
             by_length: whether rows of like length share a batch, the shortest first, so that little is padded; inputs
                 that are one batch anyway stay in order.
+            together: whether rows of differing length may share a batch.
         """
-        alone = self.tokens and "attention_mask" not in accepts
+        alone = self.tokens and not (together and "attention_mask" in accepts)
         for rows in self._groups(size, alone, by_length and self.tokens and len(self) > size):
             yield self._batch(rows, side, accepts, needs, device, dtype, fill)
 

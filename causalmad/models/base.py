@@ -166,6 +166,7 @@ class OpenModel:
             dtype=self.dtype,
             fill=fill if isinstance(fill, int) else 0,
             by_length=self.batching.auto,
+            together=bool(way),
         )
         return self.batching.counted(found, len(inputs))
 

@@ -40,7 +40,8 @@ class Batching:
         variants: edited runs of an input that share a run where there are many of them: a stack of them has no
             gradients, so it may be so many times as wide as a batch.
         told: who is told how far a round over inputs is, while somebody watches.
-        padding: arguments that tell the model what is padding (:mod:`causalmad.models.padding`); None until tried.
+        padding: arguments that tell the model what is padding (:mod:`causalmad.models.padding`); None until tried, and
+            empty where nothing does.
     """
 
     size: int = DEFAULT

@@ -35,7 +35,8 @@ def open_model(
         engine: ``hooks`` (plain PyTorch, the default) or ``nnsight`` (through ``trace``).
         remote: where the nnsight engine runs: here (False), here after being serialised as for a server (``"local"``),
             or on NDIF's servers (True); the last two take a ``TransformersModel``.
-        side: where token rows are padded; by default left for causal language models and right for others.
+        side: where token rows are padded; by default left for causal language models, and for classifiers that read
+            the last column of a row (XLNet), and right for others.
         batch_size: inputs a batch, at most; 64 by default. ``"auto"`` sorts inputs by length, starts at 64, and halves
             the batches whenever memory runs out; no score depends on it.
 
@@ -63,6 +64,7 @@ def open_model(
     accepts, needs, positional = _arguments(module)
     causal = "logits_to_keep" in accepts and getattr(module.config, "is_encoder_decoder", None) is False
     architecture = recognise(module)
+    last = getattr(getattr(module, "config", None), "summary_type", None) == "last"
     if side == "left" and architecture is not None and architecture.name == "bert":
         raise ModelError("side='left' on a model that reads its first token", tries=["side='right'", "side=None"])
     return OpenModel(
@@ -74,7 +76,7 @@ def open_model(
         accepts=accepts,
         needs=needs,
         positional=positional,
-        side=side or ("left" if causal or positional else "right"),
+        side=side or ("left" if causal or positional or last else "right"),
         batching=Batching() if batch_size is None else Batching.of(batch_size),
     )
 

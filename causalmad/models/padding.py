@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from causalmad.errors import CausalmadError
-from causalmad.inputs import Inputs
+from causalmad.errors import CausalmadError, InputsError
+from causalmad.inputs import Batch, Inputs
 from causalmad.models.alike import alike
 from causalmad.models.batching import Batching, out_of_memory
 
@@ -24,7 +24,9 @@ Way: TypeAlias = tuple[str, ...]
 def way_of(model: OpenModel, inputs: Inputs) -> Way:
     """The arguments that tell a model what is padding, so that its logits are those of each input alone.
 
-    Found out on the first inputs that differ in length, with a few runs of one row, and kept with the model's batches.
+    None at all for a model that nothing keeps from reading the padding: some take an ``attention_mask`` and ignore it,
+    as recurrent ones do, or parts of them do. Then only rows of one length share a batch. Found out on the first inputs
+    that differ in length, with a few runs of one row, and kept with the model's batches.
 
     Args:
         model: the opened model.
@@ -38,7 +40,7 @@ def way_of(model: OpenModel, inputs: Inputs) -> Way:
         return model.batching.padding
     if not (inputs.tokens and "attention_mask" in model.accepts) or inputs.lengths.min() == inputs.lengths.max():
         return usual
-    model.batching.padding = _tried(model, inputs) or usual
+    model.batching.padding = _tried(model, inputs)
     return model.batching.padding
 
 
@@ -54,8 +56,35 @@ def _ways(model: OpenModel) -> Iterator[Way]:
         yield ("attention_mask",)
 
 
-def _tried(model: OpenModel, inputs: Inputs) -> Way | None:
-    """The first way in which the shortest row has the same logits beside the longest as alone; None where none has."""
+def apart(model: OpenModel, inputs: Inputs) -> str:
+    """Why only rows of one length share a batch; empty where others do as well."""
+    if "attention_mask" not in model.accepts:
+        return f"{model.name} takes no attention_mask"
+    return "" if way_of(model, inputs) else f"{model.name} gives an input other logits beside padding than alone"
+
+
+def one_batch(
+    model: OpenModel, inputs: Inputs, what: str = "inputs", error: type[CausalmadError] = InputsError
+) -> Batch:
+    """All inputs as one batch.
+
+    Args:
+        model: the opened model.
+        inputs: at least one.
+        what: they are called in the message.
+        error: what is raised, when they differ in length and such rows cannot share a batch.
+    """
+    batches = list(model.batches(inputs, size=len(inputs)))
+    if len(batches) > 1:
+        raise error(
+            f"{what} of {len(batches)} lengths cannot share a run: {apart(model, inputs)}",
+            tries=["inputs of one length", "a model whose forward takes attention_mask, and heeds it"],
+        )
+    return batches[0]
+
+
+def _tried(model: OpenModel, inputs: Inputs) -> Way:
+    """The first way in which the shortest row has the same logits beside the longest as alone; empty where none has."""
     from causalmad.models.base import OpenModel
 
     pair = inputs[[int(inputs.lengths.argmin()), int(inputs.lengths.argmax())]]
@@ -69,7 +98,7 @@ def _tried(model: OpenModel, inputs: Inputs) -> Way | None:
         beside = _logits(plain, pair, way)
         if beside is not None and alike(beside, alone, model.dtype):
             return way
-    return None
+    return ()
 
 
 def _logits(model: OpenModel, inputs: Inputs, way: Way) -> Tensor | None:

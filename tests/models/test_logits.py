@@ -43,7 +43,7 @@ def bart() -> nn.Module:
 
 
 @pytest.mark.parametrize("lengths", [(6, 6, 6), (2, 2, 2), (1, 1, 1), (8, 3, 7), (5, 5, 5), (5, 2, 4)])
-@pytest.mark.parametrize(("make", "side"), [(t5, "left"), (t5, "right"), (bart, "right")])
+@pytest.mark.parametrize(("make", "side"), [(t5, "left"), (t5, "right"), (bart, "left"), (bart, "right")])
 def test_a_decoder_is_read_at_its_own_tokens(make: Any, lengths: tuple[int, ...], side: Any) -> None:
     module = make()
     model = open_model(module, side=side)

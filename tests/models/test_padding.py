@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from causalmad import open_model
-from causalmad.errors import ModelError
+from causalmad import Detector, open_model
+from causalmad.errors import FitError, InputsError, ModelError
 from causalmad.inputs import Inputs
-from causalmad.signatures import ResamplingProfile
+from causalmad.models.padding import one_batch
+from causalmad.signatures import OutputOnly, ResamplingProfile
 from causalmad.testing.model_laws import law_logits_are_the_models_own, law_padding_changes_nothing, subject
 
 SIZES: dict[str, Any] = {
@@ -84,8 +86,7 @@ def test_encoders_number_their_positions_as_they_do_alone(kind: str) -> None:
     largest = float(alone.abs().max())
     found = torch.cat([logits(model, inputs[[row]]) for row in range(3)])
     torch.testing.assert_close(found, alone, atol=1e-6 * largest, rtol=0)
-    if kind != "Nystromformer":  # its convolution reads the padding
-        torch.testing.assert_close(logits(model, inputs), alone, atol=1e-5 * largest, rtol=0)
+    torch.testing.assert_close(logits(model, inputs), alone, atol=1e-5 * largest, rtol=0)
     law_logits_are_the_models_own(subject(kind, model.module, inputs))
 
 
@@ -166,6 +167,87 @@ def test_what_is_found_out_is_kept_with_the_model() -> None:
     assert len(runs) == 3
     next(open_model(model).batches(inputs))
     assert len(runs) == 3
+
+
+def small(name: str) -> nn.Module:
+    import transformers as hf
+
+    sizes = {key: value for key, value in SIZES.items() if key != "max_position_embeddings"}
+    short = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 40, "intermediate_size": 24}
+    made: dict[str, Callable[[], nn.Module]] = {
+        "rwkv": lambda: hf.RwkvForCausalLM(hf.RwkvConfig(**short, context_length=32, attention_hidden_size=16)),
+        "griffin": lambda: hf.RecurrentGemmaForCausalLM(
+            hf.RecurrentGemmaConfig(**{**sizes, "num_hidden_layers": 3}, lru_width=16, attention_window_size=4)
+        ),
+        "xlnet": lambda: hf.XLNetForSequenceClassification(
+            hf.XLNetConfig(d_model=16, n_layer=2, n_head=2, d_inner=24, vocab_size=40)
+        ),
+    }
+    return loud(made[name]())
+
+
+class Unmasked(nn.Module):
+    """A mean over all columns, whatever the mask says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(40, 6), nn.Linear(6, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.head(self.words(input_ids).mean(1).tanh())
+
+
+@pytest.mark.parametrize("name", ["rwkv", "griffin", "xlnet", "nystromformer", "own"])
+def test_models_that_ignore_the_mask(name: str) -> None:
+    module = (
+        family("NystromformerForSequenceClassification")
+        if name == "nystromformer"
+        else loud(Unmasked())
+        if name == "own"
+        else small(name)
+    )
+    require_own(module)
+    model = open_model(module)
+    batches = list(model.batches(rows(4, 7, 4, 6)))
+    if name == "xlnet":  # it reads the last column, which at the left is a token
+        assert model.side == "left" and len(batches) == 1
+        return
+    assert [batch.rows.tolist() for batch in batches] == [[0, 2], [3], [1]]
+    assert all(bool(batch.extra["attention_mask"].all()) for batch in batches)
+    detector = Detector(OutputOnly()).fit(model, rows(*[3 + i % 5 for i in range(60)]))
+    some = rows(4, 9)
+    assert float(detector.score(some)[0]) == pytest.approx(float(detector.score(some[:1])[0]), rel=1e-5)
+
+
+def test_what_needs_all_inputs_in_one_run_says_why_it_cannot_be() -> None:
+    model = open_model(loud(Unmasked()))
+    with pytest.raises(InputsError, match="2 lengths cannot share a run: Unmasked gives an input other logits beside"):
+        one_batch(model, rows(3, 5))
+    with pytest.raises(FitError, match="donors of 3 lengths cannot share a run: Unmasked gives"):
+        ResamplingProfile(donors=2).fit(model, rows(3, 5, 6, 4, 7), seed=0)
+    assert len(one_batch(model, rows(3, 3))) == 2
+
+
+def test_rows_of_a_cache_are_computed_with_those_of_their_length(tmp_path: Path) -> None:
+    detector = Detector(OutputOnly()).fit(open_model(loud(Unmasked())), rows(*[3 + i % 5 for i in range(60)]))
+    some = rows(4, 9, 4, 5)
+    kept = detector.score(some, cache=tmp_path)
+    assert kept.tolist() == pytest.approx(detector.score(some).tolist(), rel=1e-5)
+
+
+def test_an_error_on_the_way_is_the_models_own() -> None:
+    class Short(Unmasked):
+        """It cannot run on a single token."""
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            if input_ids.shape[1] < 2:
+                raise ValueError("too short")
+            return super().forward(input_ids, attention_mask)
+
+    model = open_model(loud(Short()))
+    with pytest.raises(ModelError, match="too short"):
+        logits(model, rows(1))
+    logits(model, rows(1, 4))  # as it is padded: nothing to compare with
 
 
 def test_a_model_without_a_head_is_padded_as_ever() -> None:
