@@ -186,6 +186,8 @@ def _split(
             fields[name] = _field(values, name)
         else:
             columns[str(name)] = _column(values)
+    if not sequences and _masks_tokens(fields, accepts):
+        mask = fields.pop("attention_mask")
     if not fields:
         key = _text_key(columns)
         if key is None:
@@ -206,6 +208,14 @@ def _split(
     elif "input_ids" in table:
         _require_no_padding(fields["input_ids"], tokenizer)
     return {name: fields[name] for name in _ordered(fields, accepts)}, columns
+
+
+def _masks_tokens(fields: Mapping[int | str, Rows], accepts: Collection[str]) -> bool:
+    """Whether there is an attention mask, and it says which of the main field's tokens are real."""
+    main = fields[_ordered(fields, accepts)[0]] if fields else ()
+    pairs = list(zip(main, fields.get("attention_mask", ())))
+    integers = all(row.ndim == 1 and not row.is_floating_point() for row, _ in pairs)
+    return len(fields) > 1 and bool(pairs) and integers and all(row.shape == keep.shape for row, keep in pairs)
 
 
 def _ordered(names: Iterable[int | str], accepts: Collection[str]) -> list[int | str]:

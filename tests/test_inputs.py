@@ -60,6 +60,34 @@ def test_embeddings_keep_their_mask() -> None:
     assert not inputs.tokens and inputs.fields["attention_mask"][0].tolist() == [0, 1, 1]
 
 
+class Tokens(nn.Module):
+    """A network of one's own, whose tokens have another name and whose logits stand at every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(12, 6), nn.Linear(6, 3)
+
+    def forward(self, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.head(self.words(tokens).cumsum(1))
+
+
+@pytest.mark.parametrize("mask_first", [True, False])
+def test_tokens_under_another_name_lose_their_padding(mask_first: bool) -> None:
+    model = open_model(Tokens())
+    tokens = torch.tensor([[3, 4, 5, 0], [6, 0, 0, 0], [7, 8, 9, 10]])
+    table = {"tokens": tokens, "attention_mask": (tokens > 0).long()}
+    inputs = model.inputs(dict(reversed(table.items())) if mask_first else table)
+    assert list(inputs.fields) == ["tokens"] and rows(inputs, "tokens") == IDS
+    for batch in model.batches(inputs):  # of one length each, since the mask is ignored
+        own = [model.module(torch.tensor([IDS[row]]))[:, -1] for row in batch.rows]
+        torch.testing.assert_close(model.logits(batch), torch.cat(own).detach())
+    # A mask of something else is an input like any other, as it is beside numbers.
+    other = model.inputs({"tokens": tokens, "attention_mask": torch.ones(3, 2).long()})
+    assert list(other.fields) == ["tokens", "attention_mask"] and other.main.shape == (3, 4)
+    numbers = model.inputs({"tokens": torch.ones(3, 4), "attention_mask": torch.ones(3, 4).long()})
+    assert list(numbers.fields) == ["tokens", "attention_mask"]
+
+
 class Two(nn.Module):
     """A network of two inputs."""
 
