@@ -281,6 +281,7 @@ class Inputs:
         blocks: Mapping[str, Block] | None = None,
         ids: Sequence[object] | None = None,
         columns: Mapping[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Inputs:
         """Inputs from whatever people have.
 
@@ -294,9 +295,12 @@ class Inputs:
             blocks: named parts of the main field, see the class.
             ids: (n,) one id per input, unique. A column ``id`` in the data serves as well.
             columns: further values, one per input, that the model never sees.
+            dtype: in which the model computes. Double precision is kept for a model in ``torch.float64`` alone: to all
+                others inputs that differ less than single precision shows are the same.
 
         Raises:
-            InputsError: on empty data, ragged data that is no text, doubled ids, or a kind that is none of these.
+            InputsError: on empty data, ragged data that is no text, doubled ids, complex numbers, or a kind that is
+                none of these.
         """
         from causalmad.reading import read
 
@@ -312,7 +316,7 @@ class Inputs:
                     "x[:, None] for single numbers",
                 ],
             )
-        return read(data, tokenizer, accepts, blocks, ids, columns)
+        return read(data, tokenizer, accepts, blocks, ids, columns, dtype)
 
 
 def content_ids(fields: Mapping[int | str, Rows], count: int) -> tuple[str, ...]:
@@ -330,10 +334,20 @@ def _digest(row: Mapping[int | str, Tensor]) -> str:
     """Hash of what the model is called with, however it was passed: by name or position, in whichever precision."""
     digest = hashlib.blake2b(digest_size=16)
     for number, (name, value) in enumerate(row.items()):
-        value = value.detach().cpu().to(torch.float32 if value.is_floating_point() else torch.int64).contiguous()
+        value = _plain(value.detach().cpu()).contiguous()
         digest.update(f"{name if number else 'main'}:{value.dtype}:{tuple(value.shape)}:".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain(value: Tensor) -> Tensor:
+    """Integers as int64, floats as float32, and as float64 only where that is another number."""
+    if not value.is_floating_point():
+        return value.to(torch.int64)
+    single = value.float()
+    if value.dtype == torch.float64 and not bool(((single.double() == value) | value.isnan()).all()):
+        return value
+    return single
 
 
 def _pad(rows: Sequence[Tensor], side: str, fill: int = 0) -> Tensor:

@@ -30,13 +30,14 @@ def read(
     blocks: Mapping[str, Block] | None,
     ids: Sequence[object] | None,
     columns: Mapping[str, Any] | None,
+    dtype: torch.dtype = torch.float32,
 ) -> Inputs:
     """Inputs from ``data``; see :meth:`causalmad.inputs.Inputs.of` for the kinds and the errors."""
     if isinstance(data, Inputs):
         return _again(data, blocks, ids, columns)
     table = _table(data)
     _require_one_length(table)
-    fields, found = _split(table, tokenizer, accepts)
+    fields, found = _split(table, tokenizer, accepts, dtype)
     count = len(next(iter(fields.values())))
     if count == 0:
         raise InputsError("no inputs at all: the data has 0 rows", needed="at least one input")
@@ -170,7 +171,10 @@ def _rows(rows: list[Any]) -> dict[int | str, Any]:
 
 
 def _split(
-    table: dict[int | str, Any], tokenizer: Callable[..., Any] | None, accepts: Collection[str]
+    table: dict[int | str, Any],
+    tokenizer: Callable[..., Any] | None,
+    accepts: Collection[str],
+    dtype: torch.dtype,
 ) -> tuple[dict[int | str, Rows], dict[str, Any]]:
     """What the model is called with, and what it never sees."""
     fields: dict[int | str, Rows] = {}
@@ -183,7 +187,7 @@ def _split(
         table.pop("position_ids", None)
     for name, values in table.items():
         if isinstance(name, int) or name == "input_ids" or (name in accepts and name not in _NEVER_FIELDS):
-            fields[name] = _field(values, name)
+            fields[name] = _field(values, name, dtype)
         else:
             columns[str(name)] = _column(values)
     if not sequences and _masks_tokens(fields, accepts):
@@ -302,18 +306,18 @@ def _unpadded(fields: dict[int | str, Rows], mask: Any) -> dict[int | str, Rows]
         if len(rows) != len(masks):
             raise InputsError(f"field {name!r} has {len(rows)} rows for an attention mask of {len(masks)}")
         fits = all(row.shape == keep.shape for row, keep in zip(rows, masks))
-        out[name] = _field([row[keep] for row, keep in zip(rows, masks)], name) if fits else rows
+        out[name] = _field([row[keep] for row, keep in zip(rows, masks)], name, torch.float64) if fits else rows
     return out
 
 
-def _field(values: Any, name: int | str) -> Rows:
+def _field(values: Any, name: int | str, dtype: torch.dtype = torch.float32) -> Rows:
     try:
         if isinstance(values, (Tensor, np.ndarray)):
-            whole = torch.as_tensor(values)
+            whole = _single(values, name, dtype)
             if whole.ndim == 0:
                 raise InputsError(f"field {name!r} is a single number", needed="one row per input")
-            return _single(whole)
-        rows = [_single(torch.as_tensor(row)) for row in values]
+            return whole
+        rows = [_single(row, name, dtype) for row in values]
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputsError(f"field {name!r} cannot be made into tensors: {error}") from error
     if name == "input_ids" or any(row.ndim == 1 and not row.is_floating_point() for row in rows):
@@ -329,10 +333,24 @@ def _field(values: Any, name: int | str) -> Rows:
     )
 
 
-def _single(value: Tensor) -> Tensor:
-    """Floats as float32 (numpy's default is float64, models' is not), without a graph, on the CPU."""
-    value = value.detach().cpu()
-    return value.float() if value.dtype == torch.float64 else value.long() if value.dtype == torch.int32 else value
+def _single(value: Any, name: int | str, dtype: torch.dtype) -> Tensor:
+    """A tensor on the CPU, without a graph; floats no wider than ``dtype`` (numpy's are float64, most models' are not).
+
+    Raises:
+        InputsError: on complex numbers.
+    """
+    found = torch.as_tensor(value).detach().cpu()
+    if found.is_complex():
+        raise InputsError(
+            f"field {name!r} holds complex numbers",
+            needed="real ones: a gradient, a distance and an order are not defined otherwise",
+            tries=["torch.view_as_real(x), and a model that begins with torch.view_as_complex"],
+        )
+    if found.is_floating_point() and dtype == torch.float64 and not isinstance(value, (Tensor, np.ndarray)):
+        return torch.as_tensor(value, dtype=dtype)  # Python's own numbers are that wide
+    if found.dtype == torch.float64 and dtype != torch.float64:
+        return found.float()
+    return found.long() if found.dtype == torch.int32 else found
 
 
 def _column(values: Any) -> Any:

@@ -60,6 +60,35 @@ def test_embeddings_keep_their_mask() -> None:
     assert not inputs.tokens and inputs.fields["attention_mask"][0].tolist() == [0, 1, 1]
 
 
+def test_double_precision_is_kept_for_models_in_double_precision() -> None:
+    x = np.random.default_rng(0).normal(size=(9, 4)) + 1.7e9  # seconds since 1970
+    double, single = open_model(nn.Linear(4, 2).double()), open_model(nn.Linear(4, 2))
+    lines = [Row(str(i), {"x": row.tolist()}) for i, row in enumerate(x)]
+    wide = [double.inputs(x), double.inputs(torch.as_tensor(x)), double.inputs([{0: row.tolist()} for row in x])]
+    wide += [as_inputs(lines, double), double.inputs(wide[0])]
+    for inputs in wide:
+        assert inputs.main.dtype == torch.float64 and inputs.digests == wide[0].digests  # type: ignore[union-attr]
+        assert torch.equal(next(double.batches(inputs)).main, torch.as_tensor(x))
+    assert len(set(wide[0].digests)) == 9
+    again = unpack(*pack(wide[0]))
+    assert again.digests == wide[0].digests and again.main.dtype == torch.float64  # type: ignore[union-attr]
+    # What the model is called with counts: to a model in single precision these are one and the same input.
+    narrow = [single.inputs(x), single.inputs(x.astype("float32")), as_inputs(lines, single)]
+    for inputs in narrow:
+        assert inputs.main.dtype == torch.float32 and inputs.digests == narrow[0].digests  # type: ignore[union-attr]
+    exact = x.astype("float32").astype("float64")
+    assert double.inputs(exact).digests == narrow[0].digests  # as long as single precision holds it, in whichever
+    missing = np.array([[np.nan, 1.5], [np.inf, 2.0]])
+    assert Inputs.of(missing, dtype=torch.float64).digests == Inputs.of(missing).digests
+
+
+def test_complex_numbers_are_refused() -> None:
+    for data in (torch.ones(3, 4) * 1j, np.ones((3, 4)) * 1j, {"x": [[1j, 2.0], [3.0, 4.0]]}):
+        with pytest.raises(InputsError, match="complex numbers") as caught:
+            Inputs.of(data, accepts=("x",))
+        assert "view_as_real" in str(caught.value)
+
+
 class Tokens(nn.Module):
     """A network of one's own, whose tokens have another name and whose logits stand at every token."""
 

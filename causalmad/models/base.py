@@ -137,7 +137,7 @@ class OpenModel:
 
     def inputs(self, data: Any) -> Inputs:
         """Inputs for this model from texts, tensors, dicts, data sets or loaders; see :meth:`Inputs.of`."""
-        return Inputs.of(data, tokenizer=self.tokenizer, accepts=self.accepts)
+        return Inputs.of(data, tokenizer=self.tokenizer, accepts=self.accepts, dtype=self.dtype)
 
     def sites(self, what: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:
         """The sites that a path, a glob, a role or a list of them means on this model, in the order of the layers.
