@@ -109,7 +109,11 @@ def _table(data: Any) -> dict[int | str, Any]:
         with torch.random.fork_rng():  # a loader draws a seed from the global generator for every pass
             return _stack([_table(_unlabelled(batch)) for batch in data])
     if hasattr(data, "column_names") and hasattr(data, "features"):  # a Hugging Face Dataset
-        return {name: list(data[name]) for name in data.column_names}
+        if not hasattr(data, "__len__"):  # a stream, which need not know its columns
+            return _rows(list(data))
+        whole = data[:]  # a transform makes other columns than those that are stored
+        table = whole if isinstance(whole, Mapping) else data.with_format(None)[:]
+        return {name: list(values) for name, values in table.items()}
     if isinstance(data, (str, bytes)):
         raise InputsError("a single text was passed", needed="a list of texts", tries=["[text]"])
     if isinstance(data, Sequence):
@@ -206,6 +210,10 @@ def _split(
             )
         encoded = _encoded(tokenizer, [str(text) for text in columns[key]])
         fields["input_ids"] = _field(encoded["input_ids"], "input_ids")
+        types = encoded.get("token_type_ids") if hasattr(encoded, "get") and "token_type_ids" in accepts else None
+        # Nothing but zeros is what a model takes for granted.
+        if types is not None and any(bool(torch.as_tensor(row).any()) for row in types):
+            fields["token_type_ids"] = _field(types, "token_type_ids")
         mask = encoded.get("attention_mask") if hasattr(encoded, "get") else None
     if mask is not None:
         fields = _unpadded(fields, mask)

@@ -175,7 +175,48 @@ def test_data_sets(tokenizer: Any) -> None:
     assert rows(inputs) == IDS and inputs.ids == ("a", "b", "c") and inputs.columns["label"].tolist() == [0, 1, 0]
     data = datasets.Dataset.from_dict({"input_ids": IDS, "attention_mask": [[1] * len(row) for row in IDS]})
     assert rows(Inputs.of(data, accepts=GPT2)) == IDS
-    assert rows(Inputs.of(data.with_format("torch"), accepts=GPT2)) == IDS
+    for form in ("torch", "numpy", "pandas", "arrow"):
+        assert rows(Inputs.of(data.with_format(form), accepts=GPT2)) == IDS
+
+
+def test_data_sets_with_a_transform_and_streamed_ones(tokenizer: Any) -> None:
+    datasets = pytest.importorskip("datasets")
+    kept = datasets.Dataset.from_dict({"words": WORDS, "label": [0, 1, 0]})
+    data = kept.with_transform(lambda batch: {"x": [[float(len(text))] for text in batch["words"]]})
+    inputs = Inputs.of(data, accepts=("x",))
+    assert inputs.main.tolist() == [[8.0], [2.0], [12.0]] and not inputs.columns  # type: ignore[union-attr]
+    known = kept.to_iterable_dataset()
+    unknown = datasets.IterableDataset.from_generator(lambda: ({"text": text, "label": 1} for text in WORDS))
+    assert unknown.column_names is None
+    for stream in (known, unknown):
+        inputs = Inputs.of(stream, tokenizer=tokenizer, accepts=GPT2)
+        assert rows(inputs) == IDS and len(inputs.columns["label"]) == 3
+
+
+@pytest.mark.parametrize("types", [[0, 1, 1], [0, 0, 0], None])
+def test_a_tokenizers_types_of_tokens_are_kept_where_they_say_something(types: Any, model_of: Any) -> None:
+    def encode(texts: list[str]) -> dict[str, Any]:
+        found = {"input_ids": [[3, 4, 5]] * len(texts), "attention_mask": [[1, 1, 1]] * len(texts)}
+        return found if types is None else {**found, "token_type_ids": [types] * len(texts)}
+
+    model = open_model(model_of("bert"), tokenizer=encode)
+    inputs = model.inputs(["some text"])
+    assert ("token_type_ids" in inputs.fields) == (types == [0, 1, 1])
+    with model.quiet(), torch.no_grad():
+        own = model.module(**{name: torch.tensor(value) for name, value in encode(["some text"]).items()}).logits
+    torch.testing.assert_close(model.logits(next(model.batches(inputs))), own)
+    plain = Inputs.of({"input_ids": [[3, 4, 5]]})
+    assert (inputs.digests == plain.digests) == (types != [0, 1, 1])
+
+
+def test_a_number_for_padding_that_is_no_token(model_of: Callable[[str], nn.Module]) -> None:
+    import transformers as hf
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 12}
+    made = hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, num_attention_heads=2, pad_token_id=-1))
+    model = open_model(made)
+    batch = next(model.batches(model.inputs([{"input_ids": row} for row in IDS])))
+    assert batch.main.min() == 0 and model.logits(batch).shape == (3, 12)
 
 
 def test_ids_are_stable_unique_and_of_the_content() -> None:

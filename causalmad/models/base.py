@@ -164,7 +164,7 @@ class OpenModel:
             needs=self.needs,
             device=self.device,
             dtype=self.dtype,
-            fill=fill if isinstance(fill, int) else 0,
+            fill=fill if isinstance(fill, int) and fill >= 0 else 0,
             by_length=self.batching.auto,
             together=bool(way),
         )
