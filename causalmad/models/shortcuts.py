@@ -257,6 +257,8 @@ class Shortcuts:
             value = self.model.run(two.with_main(tokens), read=[place], output=False).values[place]
         except CausalmadError:
             return False  # the plain run that follows says why
+        if value.shape[:2] != tokens.shape or value.ndim != 3:
+            return False  # several streams beside each other (Gemma 3n), or columns of the model's own
         real = value[:, :-1][:, two.mask[0, :-1]] if two.mask is not None else value[:, :-1]
         close = CLOSE.get(value.dtype, HALF) * real.abs().amax()
         return bool((real[0] - real[1]).abs().amax() <= close) if real.shape[1] else False
