@@ -104,8 +104,9 @@ def behind_attention(model: OpenModel) -> tuple[str, ...]:
     family = model.architecture
     if family is None or family.wiring is None:
         return ()
-    last = family.layers - 1
-    return tuple(family.path(last, part) for part in (family.projection, family.wiring.mlp_norm, family.mlp))
+    parts = (family.projection, family.wiring.mlp_norm, family.mlp)
+    known = {name for name, _ in model.module.named_modules()}  # a relative need not have every part (Cohere: one norm)
+    return tuple(path for part in parts if (path := family.path(family.layers - 1, part)) in known)
 
 
 def in_last_block(model: OpenModel, places: Iterable[Place]) -> bool:
