@@ -27,7 +27,8 @@ class Batch:
         rows: (batch,) positions of these inputs among all inputs.
         fields: argument (position or keyword) -> (batch, ...) tensor, padded where the rows are ragged.
         mask: (batch, positions) bool, true at real tokens; None where the inputs are no tokens.
-        extra: keyword -> tensor for what the padding needs (``attention_mask``, ``position_ids``).
+        extra: keyword -> tensor for what the padding needs: ``attention_mask``, ``decoder_attention_mask``, and
+            ``position_ids`` where rows are padded at the left.
         columns: name -> (batch,) values that the model never sees; sites such as ``@S2`` look positions up here.
         ids: (batch,) ids of the inputs, for messages.
     """
@@ -46,6 +47,16 @@ class Batch:
     def main(self) -> Tensor:
         """(batch, ...) the field that carries the input."""
         return next(iter(self.fields.values()))
+
+    @property
+    def decoded(self) -> Batch:
+        """The batch with the mask of the tokens that logits stand at: the decoder's, where it is given its own."""
+        tokens = self.fields.get("decoder_input_ids")
+        if tokens is None:
+            return self
+        mask = self.fields.get("decoder_attention_mask", self.extra.get("decoder_attention_mask"))
+        known = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
+        return replace(self, mask=known)
 
     @property
     def call(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -177,10 +188,12 @@ class Inputs:
         *,
         side: str = "left",
         accepts: Collection[str] = (),
+        needs: Collection[str] = (),
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         fill: int = 0,
         by_length: bool = False,
+        together: bool = True,
     ) -> Iterator[Batch]:
         """Batches of at most ``size`` inputs; every input is in exactly one.
 
@@ -188,16 +201,20 @@ class Inputs:
             size: inputs a batch, at most.
             side: ``left`` or ``right``, where shorter token sequences are padded.
             accepts: names of the model's arguments; without ``attention_mask`` only rows of equal length share a batch,
-                so that padding can never reach the model unmasked.
+                so that padding can never reach the model unmasked. ``position_ids`` count the real tokens from zero,
+                and are made only for rows padded at the left: elsewhere a model's own are right, and some families
+                count from another number.
+            needs: those of them that have no default: ``position_ids`` are then made for every batch.
             device: where the tensors go.
             dtype: what floating-point fields are cast to.
             fill: token id at padded positions.
             by_length: whether rows of like length share a batch, the shortest first, so that little is padded; inputs
                 that are one batch anyway stay in order.
+            together: whether rows of differing length may share a batch.
         """
-        alone = self.tokens and "attention_mask" not in accepts
+        alone = self.tokens and not (together and "attention_mask" in accepts)
         for rows in self._groups(size, alone, by_length and self.tokens and len(self) > size):
-            yield self._batch(rows, side, accepts, device, dtype, fill)
+            yield self._batch(rows, side, accepts, needs, device, dtype, fill)
 
     def _groups(self, size: int, alone: bool, by_length: bool) -> Iterator[npt.NDArray[np.int64]]:
         order = np.argsort(self.lengths, kind="stable") if by_length else np.arange(len(self))
@@ -211,6 +228,7 @@ class Inputs:
         rows: npt.NDArray[np.int64],
         side: str,
         accepts: Collection[str],
+        needs: Collection[str],
         device: torch.device | None,
         dtype: torch.dtype | None,
         fill: int,
@@ -224,7 +242,9 @@ class Inputs:
             if isinstance(values, Tensor):
                 fields[name] = move(values[index])
             else:
-                fields[name] = move(_pad([values[i] for i in rows], side, 0 if fields else fill))
+                # A decoder is causal: what is padded behind its tokens does not reach them.
+                where = "right" if str(name).startswith("decoder_") else side
+                fields[name] = move(_pad([values[i] for i in rows], where, 0 if fields else fill))
         columns = {name: values[rows] for name, values in self.columns.items()}
         ids = tuple(self.ids[row] for row in rows)
         if not self.tokens:
@@ -232,12 +252,24 @@ class Inputs:
         lengths = torch.as_tensor(self.lengths[rows])[:, None]
         place = torch.arange(int(lengths.max()))
         mask = place >= place.numel() - lengths if side == "left" else place < lengths
-        extra = {
-            "attention_mask": mask.long(),
-            "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0),
-        }
+        extra = {"attention_mask": mask.long()}
+        if "position_ids" in needs or (side == "left" and not bool(mask.all())):
+            extra["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        extra |= self._decoder_mask(rows, accepts)
         kept = {name: move(value) for name, value in extra.items() if name in accepts and name not in fields}
         return Batch(rows, fields, move(mask), kept, columns, ids)
+
+    def _decoder_mask(self, rows: npt.NDArray[np.int64], accepts: Collection[str]) -> dict[str, Tensor]:
+        """The mask of decoder tokens of differing lengths, which says where the last of them is."""
+        tokens = self.fields.get("decoder_input_ids", ())
+        if "decoder_attention_mask" in self.fields or isinstance(tokens, Tensor) or not len(tokens):
+            return {}
+        if "decoder_attention_mask" not in accepts:
+            raise InputsError(
+                "decoder_input_ids of differing lengths, and a model that takes no decoder_attention_mask",
+                tries=["decoder_input_ids of one length", "a model whose forward takes decoder_attention_mask"],
+            )
+        return {"decoder_attention_mask": _pad([torch.ones(len(tokens[i])).long() for i in rows], "right")}
 
     @classmethod
     def of(
@@ -249,6 +281,7 @@ class Inputs:
         blocks: Mapping[str, Block] | None = None,
         ids: Sequence[object] | None = None,
         columns: Mapping[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Inputs:
         """Inputs from whatever people have.
 
@@ -256,13 +289,18 @@ class Inputs:
             data: a tensor or array (n, ...); a dict of them; a list of strings (needs ``tokenizer``); a list of dicts;
                 a Hugging Face ``Dataset``; a ``DataLoader``; or Inputs.
             tokenizer: turns a list of strings into ``{"input_ids": [[...], ...]}``.
-            accepts: names of the model's arguments; a dict's other keys become columns.
+            accepts: names of the model's arguments, in their order: fields are kept in it, whichever order a dict has,
+                so that the first one carries the input (``input_ids`` or ``inputs_embeds`` where there are any). A
+                dict's other keys become columns.
             blocks: named parts of the main field, see the class.
             ids: (n,) one id per input, unique. A column ``id`` in the data serves as well.
             columns: further values, one per input, that the model never sees.
+            dtype: in which the model computes. Double precision is kept for a model in ``torch.float64`` alone: to all
+                others inputs that differ less than single precision shows are the same.
 
         Raises:
-            InputsError: on empty data, ragged data that is no text, doubled ids, or a kind that is none of these.
+            InputsError: on empty data, ragged data that is no text, doubled ids, complex numbers, or a kind that is
+                none of these.
         """
         from causalmad.reading import read
 
@@ -278,7 +316,7 @@ class Inputs:
                     "x[:, None] for single numbers",
                 ],
             )
-        return read(data, tokenizer, accepts, blocks, ids, columns)
+        return read(data, tokenizer, accepts, blocks, ids, columns, dtype)
 
 
 def content_ids(fields: Mapping[int | str, Rows], count: int) -> tuple[str, ...]:
@@ -296,10 +334,20 @@ def _digest(row: Mapping[int | str, Tensor]) -> str:
     """Hash of what the model is called with, however it was passed: by name or position, in whichever precision."""
     digest = hashlib.blake2b(digest_size=16)
     for number, (name, value) in enumerate(row.items()):
-        value = value.detach().cpu().to(torch.float32 if value.is_floating_point() else torch.int64).contiguous()
+        value = _plain(value.detach().cpu()).contiguous()
         digest.update(f"{name if number else 'main'}:{value.dtype}:{tuple(value.shape)}:".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain(value: Tensor) -> Tensor:
+    """Integers as int64, floats as float32, and as float64 only where that is another number."""
+    if not value.is_floating_point():
+        return value.to(torch.int64)
+    single = value.float()
+    if value.dtype == torch.float64 and not bool(((single.double() == value) | value.isnan()).all()):
+        return value
+    return single
 
 
 def _pad(rows: Sequence[Tensor], side: str, fill: int = 0) -> Tensor:

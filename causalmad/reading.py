@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ _SHUFFLED = (
     torch.utils.data.SubsetRandomSampler,
     torch.utils.data.WeightedRandomSampler,
 )
+_MAIN = ("input_ids", "inputs_embeds")
 _NEVER_FIELDS = ("labels", "label", "id")  # `labels` is an argument of many models, but it asks for a loss
 
 
@@ -29,13 +30,14 @@ def read(
     blocks: Mapping[str, Block] | None,
     ids: Sequence[object] | None,
     columns: Mapping[str, Any] | None,
+    dtype: torch.dtype = torch.float32,
 ) -> Inputs:
     """Inputs from ``data``; see :meth:`causalmad.inputs.Inputs.of` for the kinds and the errors."""
     if isinstance(data, Inputs):
         return _again(data, blocks, ids, columns)
     table = _table(data)
     _require_one_length(table)
-    fields, found = _split(table, tokenizer, accepts)
+    fields, found = _split(table, tokenizer, accepts, dtype)
     count = len(next(iter(fields.values())))
     if count == 0:
         raise InputsError("no inputs at all: the data has 0 rows", needed="at least one input")
@@ -107,7 +109,11 @@ def _table(data: Any) -> dict[int | str, Any]:
         with torch.random.fork_rng():  # a loader draws a seed from the global generator for every pass
             return _stack([_table(_unlabelled(batch)) for batch in data])
     if hasattr(data, "column_names") and hasattr(data, "features"):  # a Hugging Face Dataset
-        return {name: list(data[name]) for name in data.column_names}
+        if not hasattr(data, "__len__"):  # a stream, which need not know its columns
+            return _rows(list(data))
+        whole = data[:]  # a transform makes other columns than those that are stored
+        table = whole if isinstance(whole, Mapping) else data.with_format(None)[:]
+        return {name: list(values) for name, values in table.items()}
     if isinstance(data, (str, bytes)):
         raise InputsError("a single text was passed", needed="a list of texts", tries=["[text]"])
     if isinstance(data, Sequence):
@@ -169,7 +175,10 @@ def _rows(rows: list[Any]) -> dict[int | str, Any]:
 
 
 def _split(
-    table: dict[int | str, Any], tokenizer: Callable[..., Any] | None, accepts: Collection[str]
+    table: dict[int | str, Any],
+    tokenizer: Callable[..., Any] | None,
+    accepts: Collection[str],
+    dtype: torch.dtype,
 ) -> tuple[dict[int | str, Rows], dict[str, Any]]:
     """What the model is called with, and what it never sees."""
     fields: dict[int | str, Rows] = {}
@@ -182,9 +191,11 @@ def _split(
         table.pop("position_ids", None)
     for name, values in table.items():
         if isinstance(name, int) or name == "input_ids" or (name in accepts and name not in _NEVER_FIELDS):
-            fields[name] = _field(values, name)
+            fields[name] = _field(values, name, dtype)
         else:
             columns[str(name)] = _column(values)
+    if not sequences and _masks_tokens(fields, accepts):
+        mask = fields.pop("attention_mask")
     if not fields:
         key = _text_key(columns)
         if key is None:
@@ -199,13 +210,40 @@ def _split(
             )
         encoded = _encoded(tokenizer, [str(text) for text in columns[key]])
         fields["input_ids"] = _field(encoded["input_ids"], "input_ids")
+        types = encoded.get("token_type_ids") if hasattr(encoded, "get") and "token_type_ids" in accepts else None
+        # Nothing but zeros is what a model takes for granted.
+        if types is not None and any(bool(torch.as_tensor(row).any()) for row in types):
+            fields["token_type_ids"] = _field(types, "token_type_ids")
         mask = encoded.get("attention_mask") if hasattr(encoded, "get") else None
     if mask is not None:
         fields = _unpadded(fields, mask)
     elif "input_ids" in table:
         _require_no_padding(fields["input_ids"], tokenizer)
-    order = sorted(fields, key=lambda name: (name != "input_ids", isinstance(name, str)))
-    return {name: fields[name] for name in order}, columns
+    return {name: fields[name] for name in _ordered(fields, accepts)}, columns
+
+
+def _masks_tokens(fields: Mapping[int | str, Rows], accepts: Collection[str]) -> bool:
+    """Whether there is an attention mask, and it says which of the main field's tokens are real."""
+    main = fields[_ordered(fields, accepts)[0]] if fields else ()
+    pairs = list(zip(main, fields.get("attention_mask", ())))
+    integers = all(row.ndim == 1 and not row.is_floating_point() for row, _ in pairs)
+    return len(fields) > 1 and bool(pairs) and integers and all(row.shape == keep.shape for row, keep in pairs)
+
+
+def _ordered(names: Iterable[int | str], accepts: Collection[str]) -> list[int | str]:
+    """Fields in the order of the model's arguments, whatever order they were passed in; the one with the input first.
+
+    A set of arguments has no order, and leaves the names in theirs.
+    """
+    known = {name: place for place, name in enumerate(accepts)} if isinstance(accepts, Sequence) else {}
+
+    def key(name: int | str) -> tuple[bool, bool, bool, int]:
+        if isinstance(name, int):
+            return True, False, False, name
+        beside = name.endswith("mask") or name in ("position_ids", "token_type_ids")
+        return name not in _MAIN, True, beside, known.get(name, 0)
+
+    return sorted(names, key=key)
 
 
 def _text_key(columns: Mapping[str, Any]) -> str | None:
@@ -276,18 +314,18 @@ def _unpadded(fields: dict[int | str, Rows], mask: Any) -> dict[int | str, Rows]
         if len(rows) != len(masks):
             raise InputsError(f"field {name!r} has {len(rows)} rows for an attention mask of {len(masks)}")
         fits = all(row.shape == keep.shape for row, keep in zip(rows, masks))
-        out[name] = _field([row[keep] for row, keep in zip(rows, masks)], name) if fits else rows
+        out[name] = _field([row[keep] for row, keep in zip(rows, masks)], name, torch.float64) if fits else rows
     return out
 
 
-def _field(values: Any, name: int | str) -> Rows:
+def _field(values: Any, name: int | str, dtype: torch.dtype = torch.float32) -> Rows:
     try:
         if isinstance(values, (Tensor, np.ndarray)):
-            whole = torch.as_tensor(values)
+            whole = _single(values, name, dtype)
             if whole.ndim == 0:
                 raise InputsError(f"field {name!r} is a single number", needed="one row per input")
-            return _single(whole)
-        rows = [_single(torch.as_tensor(row)) for row in values]
+            return whole
+        rows = [_single(row, name, dtype) for row in values]
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputsError(f"field {name!r} cannot be made into tensors: {error}") from error
     if name == "input_ids" or any(row.ndim == 1 and not row.is_floating_point() for row in rows):
@@ -303,10 +341,24 @@ def _field(values: Any, name: int | str) -> Rows:
     )
 
 
-def _single(value: Tensor) -> Tensor:
-    """Floats as float32 (numpy's default is float64, models' is not), without a graph, on the CPU."""
-    value = value.detach().cpu()
-    return value.float() if value.dtype == torch.float64 else value.long() if value.dtype == torch.int32 else value
+def _single(value: Any, name: int | str, dtype: torch.dtype) -> Tensor:
+    """A tensor on the CPU, without a graph; floats no wider than ``dtype`` (numpy's are float64, most models' are not).
+
+    Raises:
+        InputsError: on complex numbers.
+    """
+    found = torch.as_tensor(value).detach().cpu()
+    if found.is_complex():
+        raise InputsError(
+            f"field {name!r} holds complex numbers",
+            needed="real ones: a gradient, a distance and an order are not defined otherwise",
+            tries=["torch.view_as_real(x), and a model that begins with torch.view_as_complex"],
+        )
+    if found.is_floating_point() and dtype == torch.float64 and not isinstance(value, (Tensor, np.ndarray)):
+        return torch.as_tensor(value, dtype=dtype)  # Python's own numbers are that wide
+    if found.dtype == torch.float64 and dtype != torch.float64:
+        return found.float()
+    return found.long() if found.dtype == torch.int32 else found
 
 
 def _column(values: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from causalmad.errors import InputsError, SpecError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from causalmad.inputs import Block, Inputs
@@ -121,7 +122,7 @@ def as_inputs(
     named = [name for name in lists if name in model.accepts or name == "input_ids"]
     for name in named:
         whole = name.endswith(("_ids", "_mask"))
-        table[name] = [_whole(row, name) for row in rows] if whole else _floats(rows, name, like)
+        table[name] = [_whole(row, name) for row in rows] if whole else _floats(rows, name, like, model)
     texts = [name for name in fields if isinstance(like.values[name], str) and (not lists or name in _TEXTS)]
     if texts and not named:
         _require_texts(rows, fields, like)
@@ -132,8 +133,8 @@ def as_inputs(
                 needed=f"such as {FORMS}; one list, or lists named like the model's arguments",
                 tries=sorted(model.accepts)[:4],
             )
-        table = {0: _floats(rows, lists[0], like), **{name: table[name] for name in fields if name != lists[0]}}
-    return Inputs.of(table, tokenizer=model.tokenizer, accepts=model.accepts, blocks=blocks, ids=ids)
+        table = {0: _floats(rows, lists[0], like, model), **{name: table[name] for name in fields if name != lists[0]}}
+    return Inputs.of(table, tokenizer=model.tokenizer, accepts=model.accepts, blocks=blocks, ids=ids, dtype=model.dtype)
 
 
 def read_blocks(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -194,11 +195,14 @@ def _short(key: str) -> bytes:
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _floats(rows: list[Row], name: str, like: Row) -> list[Tensor]:
-    wanted = _array(like, name).shape
+def _floats(rows: list[Row], name: str, like: Row, model: OpenModel) -> list[Tensor]:
+    import torch
+
+    dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+    wanted = _array(like, name, dtype).shape
     tensors: list[Tensor] = []
     for row in rows:
-        tensors.append(_array(row, name))
+        tensors.append(_array(row, name, dtype))
         if tensors[-1].shape != wanted:
             raise InputsError(
                 f"{row.place}: field {name!r} has shape {tuple(tensors[-1].shape)}, in {like.place} {tuple(wanted)}",
@@ -207,15 +211,17 @@ def _floats(rows: list[Row], name: str, like: Row) -> list[Tensor]:
     return tensors
 
 
-def _array(row: Row, name: str) -> Tensor:
+def _array(row: Row, name: str, dtype: torch.dtype) -> Tensor:
     import torch
 
     try:
-        found = torch.tensor(row.values[name], dtype=torch.float32)
+        found = torch.tensor(row.values[name], dtype=dtype)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputsError(f"{row.place}: field {name!r} is no array of numbers: {error}") from error
     if not torch.isfinite(found).all():
-        raise InputsError(f"{row.place}: field {name!r} has a number that is too large for float32")
+        raise InputsError(
+            f"{row.place}: field {name!r} has a number that is too large for {str(dtype).removeprefix('torch.')}"
+        )
     return found
 
 

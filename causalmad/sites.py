@@ -187,11 +187,7 @@ class Site:
         return whole.put(value, filled, batch)
 
     def _require_rows(self, value: Tensor, batch: Batch) -> None:
-        if value.shape[0] != len(batch):
-            raise SiteError(
-                f"{self} has {value.shape[0]} rows for {len(batch)} inputs",
-                needed="a place whose first axis runs over the inputs, where a position is asked for",
-            )
+        require_rows(value, self, batch)
 
     def _features(self, value: Tensor) -> Tensor:
         self._require_width(value)
@@ -224,6 +220,34 @@ class Site:
         heads = out if out.ndim == 4 else out.unflatten(-1, (self.head_count, -1))
         heads[..., list(self.heads), :] = part.unflatten(-1, (len(self.heads), -1))
         return out
+
+
+def require_rows(value: Tensor, place: Place | Site, batch: Batch, *, tokens: bool = False) -> None:
+    """Nothing, where the first axis of an activation runs over the inputs.
+
+    Args:
+        value: the activation.
+        place: where it was read.
+        batch: the inputs.
+        tokens: whether the second axis has to run over their padded tokens, where the inputs are any.
+
+    Raises:
+        SiteError: where it does not.
+    """
+    wanted = (len(batch),) if batch.mask is None or not tokens else tuple(batch.mask.shape)
+    if tuple(value.shape[: len(wanted)]) == wanted:
+        return
+    wide = len(wanted) > 1
+    raise SiteError(
+        f"{str(place) or 'the input'} has {value.shape[0] if value.ndim else 'no'} rows for {len(batch)} inputs"
+        + (f" of {wanted[1]} tokens: its shape is {tuple(value.shape)}" if wide else ""),
+        needed=f"a first axis that runs over the inputs{', and a second one over their tokens' if wide else ''}",
+        causes=[
+            "a model that puts positions first (XLNet), or pads its inputs itself (Longformer)",
+            "a part that sees tokens one by one, such as an expert",
+        ],
+        tries=["sites that hold whole rows, such as those of blocks", "signatures without sites: resampling-profile"],
+    )
 
 
 def position_index(position: int | str, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from causalmad.errors import InputsError
 from causalmad.inputs import Inputs
 from causalmad.models import open_model
 from causalmad.packing import pack, unpack
+from causalmad.rows import Row, as_inputs
 
 WORDS = ["w3 w4 w5", "w6", "w7 w8 w9 w10"]
 IDS = [[3, 4, 5], [6], [7, 8, 9, 10]]
@@ -55,8 +56,91 @@ def test_padded_tensors_lose_their_padding_on_either_side(tokenizer: Any) -> Non
 
 def test_embeddings_keep_their_mask() -> None:
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
-    inputs = Inputs.of({"inputs_embeds": torch.randn(2, 3, 4), "attention_mask": mask}, accepts=GPT2)
+    inputs = Inputs.of({"attention_mask": mask, "inputs_embeds": torch.randn(2, 3, 4)}, accepts=GPT2)
     assert not inputs.tokens and inputs.fields["attention_mask"][0].tolist() == [0, 1, 1]
+
+
+def test_double_precision_is_kept_for_models_in_double_precision() -> None:
+    x = np.random.default_rng(0).normal(size=(9, 4)) + 1.7e9  # seconds since 1970
+    double, single = open_model(nn.Linear(4, 2).double()), open_model(nn.Linear(4, 2))
+    lines = [Row(str(i), {"x": row.tolist()}) for i, row in enumerate(x)]
+    wide = [double.inputs(x), double.inputs(torch.as_tensor(x)), double.inputs([{0: row.tolist()} for row in x])]
+    wide += [as_inputs(lines, double), double.inputs(wide[0])]
+    for inputs in wide:
+        assert inputs.main.dtype == torch.float64 and inputs.digests == wide[0].digests  # type: ignore[union-attr]
+        assert torch.equal(next(double.batches(inputs)).main, torch.as_tensor(x))
+    assert len(set(wide[0].digests)) == 9
+    again = unpack(*pack(wide[0]))
+    assert again.digests == wide[0].digests and again.main.dtype == torch.float64  # type: ignore[union-attr]
+    # What the model is called with counts: to a model in single precision these are one and the same input.
+    narrow = [single.inputs(x), single.inputs(x.astype("float32")), as_inputs(lines, single)]
+    for inputs in narrow:
+        assert inputs.main.dtype == torch.float32 and inputs.digests == narrow[0].digests  # type: ignore[union-attr]
+    exact = x.astype("float32").astype("float64")
+    assert double.inputs(exact).digests == narrow[0].digests  # as long as single precision holds it, in whichever
+    missing = np.array([[np.nan, 1.5], [np.inf, 2.0]])
+    assert Inputs.of(missing, dtype=torch.float64).digests == Inputs.of(missing).digests
+
+
+def test_complex_numbers_are_refused() -> None:
+    for data in (torch.ones(3, 4) * 1j, np.ones((3, 4)) * 1j, {"x": [[1j, 2.0], [3.0, 4.0]]}):
+        with pytest.raises(InputsError, match="complex numbers") as caught:
+            Inputs.of(data, accepts=("x",))
+        assert "view_as_real" in str(caught.value)
+
+
+class Tokens(nn.Module):
+    """A network of one's own, whose tokens have another name and whose logits stand at every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(12, 6), nn.Linear(6, 3)
+
+    def forward(self, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.head(self.words(tokens).cumsum(1))
+
+
+@pytest.mark.parametrize("mask_first", [True, False])
+def test_tokens_under_another_name_lose_their_padding(mask_first: bool) -> None:
+    model = open_model(Tokens())
+    tokens = torch.tensor([[3, 4, 5, 0], [6, 0, 0, 0], [7, 8, 9, 10]])
+    table = {"tokens": tokens, "attention_mask": (tokens > 0).long()}
+    inputs = model.inputs(dict(reversed(table.items())) if mask_first else table)
+    assert list(inputs.fields) == ["tokens"] and rows(inputs, "tokens") == IDS
+    for batch in model.batches(inputs):  # of one length each, since the mask is ignored
+        own = [model.module(torch.tensor([IDS[row]]))[:, -1] for row in batch.rows]
+        torch.testing.assert_close(model.logits(batch), torch.cat(own).detach())
+    # A mask of something else is an input like any other, as it is beside numbers.
+    other = model.inputs({"tokens": tokens, "attention_mask": torch.ones(3, 2).long()})
+    assert list(other.fields) == ["tokens", "attention_mask"] and other.main.shape == (3, 4)
+    numbers = model.inputs({"tokens": torch.ones(3, 4), "attention_mask": torch.ones(3, 4).long()})
+    assert list(numbers.fields) == ["tokens", "attention_mask"]
+
+
+class Two(nn.Module):
+    """A network of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.head((self.first(x * mask) + 3 * self.second(y)).relu())
+
+
+def test_the_order_of_a_dict_decides_nothing() -> None:
+    values = {"x": torch.randn(7, 4), "mask": torch.ones(7, 4), "y": torch.randn(7, 4)}
+    backwards = dict(reversed(values.items()))
+    model = open_model(Two())
+    plain = model.inputs(values)
+    assert list(plain.fields) == ["x", "y", "mask"]  # in the order of the arguments, and what goes beside them last
+    lines = [Row(str(i), {name: rows[i].tolist() for name, rows in backwards.items()}) for i in range(7)]
+    for inputs in (model.inputs(backwards), as_inputs(lines, model)):
+        assert list(inputs.fields) == list(plain.fields) and inputs.digests == plain.digests
+        assert inputs.ids == plain.ids and torch.equal(inputs.main, plain.main)  # type: ignore[arg-type]
+    positions = Inputs.of({1: values["y"], 0: values["x"]})
+    assert list(positions.fields) == [0, 1]
+    assert list(Inputs.of(backwards, accepts=set(values)).fields) == ["y", "x", "mask"]
 
 
 def test_tensors_arrays_and_loaders_are_the_same_inputs() -> None:
@@ -91,7 +175,48 @@ def test_data_sets(tokenizer: Any) -> None:
     assert rows(inputs) == IDS and inputs.ids == ("a", "b", "c") and inputs.columns["label"].tolist() == [0, 1, 0]
     data = datasets.Dataset.from_dict({"input_ids": IDS, "attention_mask": [[1] * len(row) for row in IDS]})
     assert rows(Inputs.of(data, accepts=GPT2)) == IDS
-    assert rows(Inputs.of(data.with_format("torch"), accepts=GPT2)) == IDS
+    for form in ("torch", "numpy", "pandas", "arrow"):
+        assert rows(Inputs.of(data.with_format(form), accepts=GPT2)) == IDS
+
+
+def test_data_sets_with_a_transform_and_streamed_ones(tokenizer: Any) -> None:
+    datasets = pytest.importorskip("datasets")
+    kept = datasets.Dataset.from_dict({"words": WORDS, "label": [0, 1, 0]})
+    data = kept.with_transform(lambda batch: {"x": [[float(len(text))] for text in batch["words"]]})
+    inputs = Inputs.of(data, accepts=("x",))
+    assert inputs.main.tolist() == [[8.0], [2.0], [12.0]] and not inputs.columns  # type: ignore[union-attr]
+    known = kept.to_iterable_dataset()
+    unknown = datasets.IterableDataset.from_generator(lambda: ({"text": text, "label": 1} for text in WORDS))
+    assert unknown.column_names is None
+    for stream in (known, unknown):
+        inputs = Inputs.of(stream, tokenizer=tokenizer, accepts=GPT2)
+        assert rows(inputs) == IDS and len(inputs.columns["label"]) == 3
+
+
+@pytest.mark.parametrize("types", [[0, 1, 1], [0, 0, 0], None])
+def test_a_tokenizers_types_of_tokens_are_kept_where_they_say_something(types: Any, model_of: Any) -> None:
+    def encode(texts: list[str]) -> dict[str, Any]:
+        found = {"input_ids": [[3, 4, 5]] * len(texts), "attention_mask": [[1, 1, 1]] * len(texts)}
+        return found if types is None else {**found, "token_type_ids": [types] * len(texts)}
+
+    model = open_model(model_of("bert"), tokenizer=encode)
+    inputs = model.inputs(["some text"])
+    assert ("token_type_ids" in inputs.fields) == (types == [0, 1, 1])
+    with model.quiet(), torch.no_grad():
+        own = model.module(**{name: torch.tensor(value) for name, value in encode(["some text"]).items()}).logits
+    torch.testing.assert_close(model.logits(next(model.batches(inputs))), own)
+    plain = Inputs.of({"input_ids": [[3, 4, 5]]})
+    assert (inputs.digests == plain.digests) == (types != [0, 1, 1])
+
+
+def test_a_number_for_padding_that_is_no_token(model_of: Callable[[str], nn.Module]) -> None:
+    import transformers as hf
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 12}
+    made = hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, num_attention_heads=2, pad_token_id=-1))
+    model = open_model(made)
+    batch = next(model.batches(model.inputs([{"input_ids": row} for row in IDS])))
+    assert batch.main.min() == 0 and model.logits(batch).shape == (3, 12)
 
 
 def test_ids_are_stable_unique_and_of_the_content() -> None:
@@ -185,7 +310,9 @@ def test_batches_hold_every_input_once() -> None:
     args, kwargs = first.call
     assert args == () and set(kwargs) == {"input_ids", "attention_mask", "position_ids"}
     right = next(inputs.batches(2, side="right", accepts=GPT2, fill=9))
-    assert right.main.tolist() == [[3, 4, 5], [6, 9, 9]] and right.extra["position_ids"].tolist()[1] == [0, 0, 0]
+    assert right.main.tolist() == [[3, 4, 5], [6, 9, 9]] and set(right.extra) == {"attention_mask"}
+    needy = next(inputs.batches(1, side="right", accepts=GPT2, needs=("position_ids",)))
+    assert needy.extra["position_ids"].tolist() == [[0, 1, 2]]
     # Where the model takes no mask, padding could reach it: only rows of equal length go together.
     alone = list(inputs.batches(8))
     assert sorted(row for batch in alone for row in batch.rows) == [0, 1, 2, 3, 4]

@@ -20,6 +20,7 @@ from causalmad.extraction.result import Extraction
 from causalmad.extraction.shards import Shard
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
+from causalmad.models.padding import apart
 from causalmad.moments import Moments
 from causalmad.signatures.base import FittedSignature, Signatures
 
@@ -154,7 +155,7 @@ def _engine(engine: str | Engine) -> Engine:
 
 def _ordered(model: OpenModel, inputs: Inputs, rows: Rows) -> Rows:
     """Rows in the order in which they are computed: by length where inputs of one length share a batch."""
-    if inputs.tokens and (model.batching.auto or "attention_mask" not in model.accepts):
+    if inputs.tokens and (model.batching.auto or apart(model, inputs)):
         return rows[np.argsort(inputs.lengths[rows], kind="stable")]
     return rows
 

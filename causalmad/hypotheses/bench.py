@@ -14,6 +14,7 @@ from causalmad.errors import HypothesisError
 from causalmad.hypotheses.donors import align
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
+from causalmad.models.padding import one_batch
 from causalmad.sites import Place, Site
 
 Rows = npt.NDArray[np.int64]
@@ -68,15 +69,9 @@ class Bench:
         """A bench with these inputs.
 
         Raises:
-            HypothesisError: when they differ in length and the model takes no attention mask.
+            HypothesisError: when they differ in length and the model takes no attention mask, or ignores it.
         """
-        batches = list(model.batches(inputs, size=len(inputs)))
-        if len(batches) > 1:
-            raise HypothesisError(
-                f"inputs of {len(batches)} lengths cannot share a run: {model.name} takes no attention_mask",
-                tries=["inputs of one length", "a model whose forward takes attention_mask"],
-            )
-        return cls(model, batches[0])
+        return cls(model, one_batch(model, inputs, error=HypothesisError))
 
     def run(
         self,

@@ -14,6 +14,7 @@ from causalmad.hypotheses.graph import Hypothesis
 from causalmad.hypotheses.scrubbing import sites_of
 from causalmad.inputs import Batch
 from causalmad.models import OpenModel, open_model
+from causalmad.models.padding import one_batch
 from causalmad.sites import Site, position_index
 
 _HEADS = "head_attention_value_output"
@@ -69,8 +70,7 @@ def interchange_arguments(hypothesis: Hypothesis, model: Any, base: Any, source:
     batches = []
     for data in (base, source):
         known = opened.inputs(data)
-        (batch,) = opened.batches(known, size=len(known))
-        batches.append(batch)
+        batches.append(one_batch(opened, known, error=HypothesisError))
     receiving, giving = batches
     if len(receiving) != len(giving):
         raise HypothesisError(f"{len(receiving)} bases and {len(giving)} sources", needed="one source for every base")

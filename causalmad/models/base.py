@@ -14,10 +14,12 @@ from causalmad.errors import CausalmadError, ModelError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models.batching import Batching
 from causalmad.models.fingerprint import digest, parameter_digests
+from causalmad.models.logits import read_logits
+from causalmad.models.padding import way_of
 from causalmad.models.quiet import apart, contiguous, quiet
 from causalmad.models.resolve import resolve
 from causalmad.sites import Place, Site, position_index
-from causalmad.targets import Readout, Target, as_target, two_logits
+from causalmad.targets import Readout, Target, as_target
 
 if TYPE_CHECKING:
     from causalmad.models.architectures import Architecture
@@ -82,7 +84,8 @@ class OpenModel:
         engine: ``hooks`` or ``nnsight``.
         architecture: where blocks, heads and MLPs are, if the model is of a known family.
         tokenizer: turns texts into token ids, if there is one.
-        accepts: names of the arguments of the model's ``forward``.
+        accepts: names of the arguments of the model's ``forward``, in its order.
+        needs: those of them that have no default.
         positional: whether token ids are passed as the first positional argument (TransformerLens).
         side: where token rows are padded, ``left`` or ``right``.
         batching: how many inputs share a batch.
@@ -94,7 +97,8 @@ class OpenModel:
     engine: Engine
     architecture: Architecture | None = None
     tokenizer: Callable[..., Any] | None = None
-    accepts: frozenset[str] = frozenset()
+    accepts: tuple[str, ...] = ()
+    needs: frozenset[str] = frozenset()
     positional: bool = False
     side: str = "left"
     batching: Batching = field(default_factory=Batching)
@@ -133,7 +137,7 @@ class OpenModel:
 
     def inputs(self, data: Any) -> Inputs:
         """Inputs for this model from texts, tensors, dicts, data sets or loaders; see :meth:`Inputs.of`."""
-        return Inputs.of(data, tokenizer=self.tokenizer, accepts=self.accepts)
+        return Inputs.of(data, tokenizer=self.tokenizer, accepts=self.accepts, dtype=self.dtype)
 
     def sites(self, what: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:
         """The sites that a path, a glob, a role or a list of them means on this model, in the order of the layers.
@@ -152,14 +156,17 @@ class OpenModel:
         """
         # Classifiers of sequences look for the padding by its token.
         fill = getattr(getattr(self.module, "config", None), "pad_token_id", None)
+        way = way_of(self, inputs)
         found = inputs.batches(
             size or self.batch_size,
             side=self.side,
-            accepts=self.accepts,
+            accepts=[name for name in self.accepts if name != "position_ids" or name in way],
+            needs=self.needs,
             device=self.device,
             dtype=self.dtype,
-            fill=fill if isinstance(fill, int) else 0,
+            fill=fill if isinstance(fill, int) and fill >= 0 else 0,
             by_length=self.batching.auto,
+            together=bool(way),
         )
         return self.batching.counted(found, len(inputs))
 
@@ -286,7 +293,7 @@ class OpenModel:
             return torch.tensor([batch.mask.shape[1] - 1], device=batch.mask.device)
         if not type(self.module).__module__.startswith("transformers."):
             return None  # a number of last positions is all that others need to know
-        columns: Tensor = position_index(position, batch).unique()
+        columns: Tensor = position_index(position, batch.decoded).unique()
         return columns
 
 
@@ -322,60 +329,3 @@ def _after(first: Mapping[Place, Patch], then: Mapping[Place, Patch]) -> dict[Pl
         return lambda value: then[place](first[place](value))
 
     return {**first, **then, **{place: both(place) for place in first.keys() & then.keys()}}
-
-
-def read_logits(result: Any, batch: Batch, position: int | str, columns: Tensor | None = None) -> Tensor:
-    """(batch, classes) from whatever a model returns: a tensor, a tuple, or an output with ``logits``.
-
-    A single logit per input counts as two classes, ``[0, logit]``.
-
-    Args:
-        result: what the model returned.
-        batch: what it was called with.
-        position: token whose logits are read.
-        columns: columns of the padded rows that the model was asked for, ascending; None for all.
-
-    Raises:
-        ModelError: when there is no such tensor, or a sequence of logits and no tokens to say where to read.
-    """
-    logits = result
-    if not isinstance(result, Tensor):
-        logits = getattr(result, "logits", None)
-        if logits is None and isinstance(result, (tuple, list)):
-            logits = next((part for part in result if isinstance(part, Tensor)), None)
-        if logits is None and isinstance(result, Mapping):
-            logits = result.get("logits")
-    if not isinstance(logits, Tensor):
-        raise ModelError(
-            f"the model returned {type(result).__name__} without logits",
-            needed="a tensor (batch, classes), a tuple that starts with one, or an output with .logits",
-            causes=["a model without a head, such as GPT2Model in place of GPT2LMHeadModel"],
-        )
-    if logits.shape[:1] != (len(batch),):
-        rows = f"{logits.shape[0]} rows" if logits.ndim else "a single number"
-        raise ModelError(f"the model returned {rows} for {len(batch)} inputs", needed="one row each")
-    if logits.ndim == 1:
-        logits = logits[:, None]
-    if logits.ndim == 3 and batch.mask is not None:
-        if logits.shape[1] == 1:
-            logits = logits[:, 0]
-        else:
-            at = position_index(position, batch)
-            if columns is not None and logits.shape[1] == len(columns):
-                at = torch.searchsorted(columns.to(at.device), at)
-            logits = logits[torch.arange(len(batch), device=logits.device), at]
-    if logits.ndim != 2:
-        raise ModelError(
-            f"the model returned logits of shape {tuple(logits.shape)}",
-            needed="(batch, classes), or (batch, positions, classes) for token inputs",
-            tries=["wrap the model in a module that picks the logits to watch"],
-        )
-    if not bool(torch.isfinite(logits.detach().float()).all(-1).all()):
-        bad = (~torch.isfinite(logits.detach().float()).all(-1)).nonzero().flatten().tolist()
-        raise ModelError(
-            f"the model returned NaN or infinite logits for {len(bad)} of the {len(batch)} inputs of a batch, the "
-            f"first for {f'input {batch.ids[bad[0]]!r}' if batch.ids else f'row {int(batch.rows[bad[0]])}'}",
-            causes=["overflow in half precision", "NaN in the inputs or in the weights"],
-            tries=["model.float()", "torch.autograd.set_detect_anomaly(True) to find the module"],
-        )
-    return two_logits(logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits)

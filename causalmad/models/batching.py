@@ -40,12 +40,15 @@ class Batching:
         variants: edited runs of an input that share a run where there are many of them: a stack of them has no
             gradients, so it may be so many times as wide as a batch.
         told: who is told how far a round over inputs is, while somebody watches.
+        padding: arguments that tell the model what is padding (:mod:`causalmad.models.padding`); None until tried, and
+            empty where nothing does.
     """
 
     size: int = DEFAULT
     auto: bool = False
     variants: int = VARIANTS
     told: Told | None = None
+    padding: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, size: int | Literal["auto"]) -> Batching:

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from causalmad.errors import CausalmadError
 from causalmad.inputs import Batch
+from causalmad.models.alike import alike
 from causalmad.models.base import OpenModel, Patch, Run
 from causalmad.models.batching import out_of_memory
 from causalmad.models.hooks import Hooks
 from causalmad.models.recording import narrowed
 from causalmad.sites import Place
 from causalmad.targets import Readout, Target
-
-# Of the largest number: how far the same row may come out from itself in a batch of another shape.
-CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4}
-HALF = 0.1
 
 
 class _Asked(TypedDict):
@@ -108,8 +104,9 @@ def behind_attention(model: OpenModel) -> tuple[str, ...]:
     family = model.architecture
     if family is None or family.wiring is None:
         return ()
-    last = family.layers - 1
-    return tuple(family.path(last, part) for part in (family.projection, family.wiring.mlp_norm, family.mlp))
+    parts = (family.projection, family.wiring.mlp_norm, family.mlp)
+    known = {name for name, _ in model.module.named_modules()}  # a relative need not have every part (Cohere: one norm)
+    return tuple(path for part in parts if (path := family.path(family.layers - 1, part)) in known)
 
 
 def in_last_block(model: OpenModel, places: Iterable[Place]) -> bool:
@@ -117,14 +114,6 @@ def in_last_block(model: OpenModel, places: Iterable[Place]) -> bool:
     family = model.architecture
     block = "" if family is None else f"{family.path(family.layers - 1)}."
     return bool(block) and any(f"{place.path}.".startswith(block) for place in places)
-
-
-def alike(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
-    """Whether two tensors are the same but for what the shapes of batches do to rounding."""
-    if found.shape != wanted.shape:
-        return False
-    gap = (found.double() - wanted.double()).abs().amax()
-    return bool(gap <= CLOSE.get(dtype, HALF) * wanted.double().abs().amax())
 
 
 def _widened(values: Mapping[Place, Tensor], width: int) -> dict[Place, Tensor]:

@@ -35,7 +35,8 @@ def open_model(
         engine: ``hooks`` (plain PyTorch, the default) or ``nnsight`` (through ``trace``).
         remote: where the nnsight engine runs: here (False), here after being serialised as for a server (``"local"``),
             or on NDIF's servers (True); the last two take a ``TransformersModel``.
-        side: where token rows are padded; by default left for causal language models and right for others.
+        side: where token rows are padded; by default left for causal language models, and for classifiers that read
+            the last column of a row (XLNet), and right for others.
         batch_size: inputs a batch, at most; 64 by default. ``"auto"`` sorts inputs by length, starts at 64, and halves
             the batches whenever memory runs out; no score depends on it.
 
@@ -60,9 +61,10 @@ def open_model(
             batching=model.batching if batch_size is None else Batching.of(batch_size),
         )
     module, found = _unwrap(model, remote)
-    accepts, positional = _arguments(module)
+    accepts, needs, positional = _arguments(module)
     causal = "logits_to_keep" in accepts and getattr(module.config, "is_encoder_decoder", None) is False
     architecture = recognise(module)
+    last = getattr(getattr(module, "config", None), "summary_type", None) == "last"
     if side == "left" and architecture is not None and architecture.name == "bert":
         raise ModelError("side='left' on a model that reads its first token", tries=["side='right'", "side=None"])
     return OpenModel(
@@ -72,8 +74,9 @@ def open_model(
         architecture=architecture,
         tokenizer=tokenizer or found,
         accepts=accepts,
+        needs=needs,
         positional=positional,
-        side=side or ("left" if causal or positional else "right"),
+        side=side or ("left" if causal or positional or last else "right"),
         batching=Batching() if batch_size is None else Batching.of(batch_size),
     )
 
@@ -106,14 +109,17 @@ def _envoys() -> tuple[type[Any], ...]:
     return () if nnsight is None else (nnsight.Envoy,)
 
 
-def _arguments(module: nn.Module) -> tuple[frozenset[str], bool]:
-    """Names of the arguments of ``forward``, and whether tokens go in as the first positional one."""
+def _arguments(module: nn.Module) -> tuple[tuple[str, ...], frozenset[str], bool]:
+    """Names of the arguments of ``forward``, those without a default, and whether tokens are the first positional."""
     try:
-        names = frozenset(inspect.signature(type(module).forward).parameters) - {"self"}
+        known = list(inspect.signature(type(module).forward).parameters.values())[1:]
     except (AttributeError, TypeError, ValueError):  # a scripted module has no signature that Python can see
-        names = frozenset()
+        known = []
+    names = tuple(each.name for each in known)
+    single = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needs = frozenset(each.name for each in known if each.kind in single and each.default is each.empty)
     lens = hasattr(module, "hook_dict") and hasattr(module, "cfg")
-    return names, lens or "input_ids" not in names
+    return names, needs, lens or "input_ids" not in names
 
 
 def _engine(name: str | None, remote: bool | str, handle: Any) -> Engine:

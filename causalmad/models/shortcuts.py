@@ -15,9 +15,10 @@ from torch import Tensor
 
 from causalmad.errors import CausalmadError
 from causalmad.inputs import Batch
+from causalmad.models.alike import CLOSE, HALF, alike
 from causalmad.models.base import OpenModel
 from causalmad.models.batching import out_of_memory
-from causalmad.models.last_position import CLOSE, HALF, alike, alone, behind_attention, from_last, in_last_block
+from causalmad.models.last_position import alone, behind_attention, from_last, in_last_block
 from causalmad.models.recording import Recording, narrowed, recorded, replayed
 from causalmad.sites import Place
 
@@ -64,7 +65,11 @@ class Shortcuts:
         self.model, self.places = model, tuple(dict.fromkeys(places))
         self.usable = alone(model)
         family = model.architecture
-        decoder = family is not None and family.wiring is not None and {"past_key_values", "use_cache"} <= model.accepts
+        decoder = (
+            family is not None
+            and family.wiring is not None
+            and {"past_key_values", "use_cache"}.issubset(model.accepts)
+        )
         self.tried: set[tuple[frozenset[Place], bool, bool]] = set()  # what came out as it should
         self.company: WeakKeyDictionary[Clean, Clean] = WeakKeyDictionary()  # of lone inputs, while these are in use
         # Whether a token reaches none before it: tried out on the first batch.
@@ -252,6 +257,8 @@ class Shortcuts:
             value = self.model.run(two.with_main(tokens), read=[place], output=False).values[place]
         except CausalmadError:
             return False  # the plain run that follows says why
+        if value.shape[:2] != tokens.shape or value.ndim != 3:
+            return False  # several streams beside each other (Gemma 3n), or columns of the model's own
         real = value[:, :-1][:, two.mask[0, :-1]] if two.mask is not None else value[:, :-1]
         close = CLOSE.get(value.dtype, HALF) * real.abs().amax()
         return bool((real[0] - real[1]).abs().amax() <= close) if real.shape[1] else False

@@ -20,7 +20,7 @@ from causalmad.signatures.base import (
     signatures,
 )
 from causalmad.signatures.table import table
-from causalmad.sites import Site
+from causalmad.sites import Site, require_rows
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Activations:
 
         Raises:
             FitError: when there is no input.
-            SiteError: when a site does not exist.
+            SiteError: when a site does not exist, or its first axis does not run over the inputs.
         """
         require_inputs(trusted)
         default = self.positions if trusted.tokens else None
@@ -98,7 +98,12 @@ class FittedActivations:
 
 
 def features(value: Tensor, site: Site, batch: Batch) -> Tensor:
-    """(batch, features) of an activation: at the site's position for tokens, averaged over space for images."""
+    """(batch, features) of an activation: at the site's position for tokens, averaged over space for images.
+
+    Raises:
+        SiteError: where its first axis does not run over the inputs.
+    """
+    require_rows(value, site, batch)
     if batch.mask is not None:
         part = site.take(value, batch)
         return part if part.ndim == 2 else part.flatten(1)

@@ -18,7 +18,7 @@ from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures.effects import captured, donor_batch
 from causalmad.signatures.units import Group
-from causalmad.sites import Place
+from causalmad.sites import Place, require_rows
 
 KINDS = ("mean", "zero", "donors", "positions", "components")
 
@@ -73,6 +73,7 @@ class Baseline:
 
         Raises:
             FitError: when there are too few trusted inputs for donors, or their activations are not finite.
+            SiteError: where the axes of an activation do not run over the inputs and their tokens.
         """
         if kind == "zero":
             return cls()
@@ -154,7 +155,7 @@ def _means(model: OpenModel, trusted: Inputs, places: Sequence[Place], *, by_pos
         here = here.cpu().clamp(max=longest)
         counts.index_add_(0, here, torch.ones(len(here), dtype=torch.float64))
         for place, value in values.items():
-            kept = (value if batch.mask is None else value[batch.mask]).double().cpu()
+            kept = _real(value, place, batch).double().cpu()
             total = sums.setdefault(place, torch.zeros(longest + 1, *kept.shape[1:], dtype=torch.float64))
             total.index_add_(0, here, kept)
     if not by_position:
@@ -165,6 +166,12 @@ def _means(model: OpenModel, trusted: Inputs, places: Sequence[Place], *, by_pos
         sums[place][-1] = sums[place].sum(0)
         found[place] = (sums[place] / counts.reshape(-1, *[1] * (sums[place].ndim - 1))).float()
     return found
+
+
+def _real(value: Tensor, place: Place, batch: Batch) -> Tensor:
+    """(tokens, ...) what an activation holds at the real tokens of all inputs; itself where they are none."""
+    require_rows(value, place, batch, tokens=True)
+    return value if batch.mask is None else value[batch.mask]
 
 
 def _some(trusted: Inputs, seed: int) -> Inputs:
@@ -181,8 +188,7 @@ def _bases(
     kept: dict[Place, list[Tensor]] = {place: [] for place in places}
     for batch in model.batches(trusted):
         for place, value in model.run(batch, read=tuple(places), output=False).values.items():
-            rows = value if batch.mask is None else value[batch.mask]
-            kept[place].append(rows.flatten(1).cpu())
+            kept[place].append(_real(value, place, batch).flatten(1).cpu())
     found = {}
     for place, count in places.items():
         rows = torch.cat(kept.pop(place)).double().unflatten(-1, (count, -1))

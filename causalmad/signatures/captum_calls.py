@@ -16,7 +16,7 @@ from causalmad.errors import CausalmadError, ModelError
 from causalmad.hypotheses.donors import from_end
 from causalmad.inputs import Batch
 from causalmad.models import OpenModel
-from causalmad.models.base import read_logits
+from causalmad.models.logits import read_logits
 from causalmad.models.places import fresh
 from causalmad.signatures.effects import input_mask, settled
 from causalmad.signatures.units import Group

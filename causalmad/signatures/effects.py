@@ -18,6 +18,7 @@ from causalmad.hypotheses.donors import align
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.models.batching import in_stacks
+from causalmad.models.padding import one_batch
 from causalmad.models.shortcuts import Clean, EditBatch, Patch, Shortcuts
 from causalmad.signatures.units import Group, real_tokens
 from causalmad.sites import Place, Site
@@ -256,16 +257,9 @@ def donor_batch(model: OpenModel, donors: Donors) -> Batch:
     """The donors as one batch.
 
     Raises:
-        FitError: when they differ in length and the model takes no attention mask.
+        FitError: when they differ in length and the model takes no attention mask, or ignores it.
     """
-    batches = list(model.batches(donors.inputs, size=len(donors.inputs)))
-    if len(batches) > 1:
-        lengths = sorted(set(donors.inputs.lengths.tolist()))
-        raise FitError(
-            f"donors of lengths {lengths} cannot share a batch: {model.name} takes no attention_mask",
-            tries=["trusted inputs of one length", "a model whose forward takes attention_mask"],
-        )
-    return batches[0]
+    return one_batch(model, donors.inputs, "donors", FitError)
 
 
 def captured(model: OpenModel, donors: Batch, places: Sequence[Place]) -> dict[Place, Tensor]:

@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy, log_softmax
 from causalmad.errors import CausalmadError, FitError, ModelError
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
-from causalmad.models.base import read_logits
 from causalmad.models.hooks import Hooks
+from causalmad.models.logits import read_logits
 from causalmad.signatures.base import Column, Signatures, State, require_inputs, signatures
 from causalmad.signatures.kept import distinct
 from causalmad.signatures.table import table

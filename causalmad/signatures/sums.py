@@ -12,7 +12,7 @@ from torch import Tensor
 from causalmad.inputs import Batch
 from causalmad.signatures.effects import input_mask
 from causalmad.signatures.units import Group, real_tokens
-from causalmad.sites import Place
+from causalmad.sites import Place, require_rows
 
 
 def unit_sums(
@@ -33,7 +33,13 @@ def unit_sums(
 def unit_tensors(
     group: Group, contributions: Mapping[Place, Tensor], places: Sequence[Place], batch: Batch
 ) -> dict[str, Tensor]:
-    """What :func:`unit_sums` gives, as tensors through which gradients flow."""
+    """What :func:`unit_sums` gives, as tensors through which gradients flow.
+
+    Raises:
+        SiteError: where the axes of an activation do not run over the inputs, and by position over their tokens.
+    """
+    for place in places:
+        require_rows(contributions[place], place, batch, tokens=group.ragged)
     values = {place: _real(contributions[place], batch).double() for place in places}
     sizes = {place: value.abs() for place, value in values.items()}
     return {"sum": _reduce(group, values, places, batch), "size": _reduce(group, sizes, places, batch)}

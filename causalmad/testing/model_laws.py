@@ -18,6 +18,7 @@ from causalmad.errors import CausalmadError, ModelError, SiteError
 from causalmad.inputs import Inputs
 from causalmad.interventions import add, interchange, interpolate, keep
 from causalmad.models import OpenModel, open_model
+from causalmad.models.logits import read_logits
 from causalmad.signatures import Activations, AttributionPatching
 from causalmad.sites import Place, Site
 from causalmad.testing.law import LawBroken
@@ -86,8 +87,7 @@ def law_padding_changes_nothing(toy: Toy, engine: Any = "hooks") -> None:
         return
     inputs = _ragged(toy.fresh)
     alone = _logits(open_model(toy.model, engine=engine, batch_size=1), inputs)
-    # Sums in another order differ in the last bits, which a deep model makes larger; padding that is seen, by far more.
-    tolerance = max(1e-4, 8 * torch.finfo(open_model(toy.model).dtype).eps)
+    tolerance = _tolerance(open_model(toy.model))
     largest = max(float(alone.abs().max()), 1e-3)
     for side in ("left", "right"):
         try:
@@ -103,6 +103,36 @@ def law_padding_changes_nothing(toy: Toy, engine: Any = "hooks") -> None:
                 f"{float(off[row]):.2g} off on input {inputs.ids[row]!r} of {int(inputs.lengths[row])} tokens, "
                 f"padded to {int(inputs.lengths.max())}",
             )
+
+
+def law_logits_are_the_models_own(toy: Toy, engine: Any = "hooks") -> None:
+    """Every input alone has the logits that the plain module gives when it is called with its fields and nothing else.
+
+    The module gets what it has no default for as well, a mask of ones among it.
+    """
+    model = open_model(toy.model, engine=engine)
+    tolerance = _tolerance(model)
+    for number in range(len(toy.fresh)):
+        (batch,) = model.batches(toy.fresh[number : number + 1])
+        needed = {name: value for name, value in batch.extra.items() if name in model.needs}
+        args, kwargs = replace(batch, extra=needed).call
+        if model.positional and "input_ids" in kwargs:
+            args = (kwargs.pop("input_ids"), *args)
+        found = model.logits(batch).double()
+        with model.quiet(), torch.no_grad():
+            own = read_logits(model.module(*args, **kwargs), batch, -1).double()
+        off = float((found - own).abs().max() / max(float(own.abs().max()), 1e-3))
+        if not off <= tolerance:
+            raise LawBroken(
+                "logits are the model's own",
+                f"those of the plain module, to {tolerance:.1g} of the largest",
+                f"{off:.2g} off on input {toy.fresh.ids[number]!r}, by itself",
+            )
+
+
+def _tolerance(model: OpenModel) -> float:
+    # Sums in another order differ in the last bits, which a deep model makes larger; padding that is seen, by far more.
+    return max(1e-4, 8 * torch.finfo(model.dtype).eps)
 
 
 def _places(model: OpenModel) -> list[Place]:
@@ -176,5 +206,6 @@ MODEL_LAWS: tuple[Callable[[Toy, Any], None], ...] = (
     law_identity_edits_change_nothing,
     law_runs_leave_nothing,
     law_signatures_leave_nothing,
+    law_logits_are_the_models_own,
     law_padding_changes_nothing,
 )

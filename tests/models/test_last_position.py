@@ -35,6 +35,17 @@ def same(found: Run, whole: Run) -> None:
         torch.testing.assert_close(mine, theirs, **CLOSE, msg=str(place))
 
 
+def test_a_relative_that_lacks_a_norm(prompts: Any) -> None:
+    import transformers as hf
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = open_model(hf.CohereForCausalLM(hf.CohereConfig(**sizes, vocab_size=50, pad_token_id=0)))
+    batch, places, runs = next(model.batches(model.inputs(prompts))), places_of(model), LastPosition(model)
+    whole = model.run(batch, read=places, target=TopMargin())
+    for _ in range(2):
+        same(runs.run(batch, read=places, target=TopMargin()), whole)
+
+
 class Widths:
     """How many positions the last MLP was given, run by run."""
 

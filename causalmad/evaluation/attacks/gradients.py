@@ -13,6 +13,7 @@ from causalmad.evaluation.attacks.altered import Altered, values_of, with_values
 from causalmad.evaluation.attacks.graphs import twice_differentiable
 from causalmad.evaluation.attacks.scores import WhiteBox
 from causalmad.inputs import Batch, Inputs
+from causalmad.models.padding import one_batch
 from causalmad.targets import margin
 
 KEEPS = 10.0  # weight of the answer beside the score
@@ -65,7 +66,7 @@ class Perturbation:
         if inputs.tokens:
             raise SpecError("tokens cannot be moved a little", tries=["TokenSearch(...)"])
         with box.fitted.model.quiet(), twice_differentiable(box.model.module):
-            (batch,) = box.model.batches(inputs, size=len(inputs))
+            batch = one_batch(box.model, inputs)
             return self._descend(box, inputs, replace(batch, rows=np.arange(len(inputs))), free)
 
     def _descend(self, box: WhiteBox, inputs: Inputs, batch: Batch, free: Tensor | None) -> Altered:

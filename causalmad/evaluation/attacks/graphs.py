@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from causalmad.inputs import Batch
 from causalmad.models import OpenModel
-from causalmad.models.base import Patch, Run, read_logits
+from causalmad.models.base import Patch, Run
+from causalmad.models.logits import read_logits
 from causalmad.models.places import edited, fresh, part_at, pick, require_reached, swap
 from causalmad.signatures.relevance_rules import Rule
 from causalmad.signatures.units import embedding

@@ -17,6 +17,7 @@ from causalmad.evaluation.attacks.graphs import twice_differentiable
 from causalmad.evaluation.attacks.scores import WhiteBox
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
+from causalmad.models.padding import one_batch
 from causalmad.signatures.units import embedding
 
 Score: TypeAlias = Callable[[Inputs], npt.NDArray[np.float64]]
@@ -144,7 +145,7 @@ class TokenSearch:
 def _promised(guide: WhiteBox, inputs: Inputs) -> Tensor:
     """(n, positions, vocabulary) to first order, the change of the excess when a token is replaced by another."""
     with guide.fitted.model.quiet(), twice_differentiable(guide.model.module):
-        (batch,) = guide.model.batches(inputs, size=len(inputs))
+        batch = one_batch(guide.model, inputs)
         batch = replace(batch, rows=np.arange(len(inputs)))
         weight = guide.model.module.get_submodule(embedding(guide.model).path).get_parameter("weight").detach()
         values = weight[batch.main].requires_grad_()

@@ -17,6 +17,7 @@ from causalmad.evaluation.attacks.scores import WhiteBox
 from causalmad.hypotheses import Donors
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
+from causalmad.models.padding import one_batch
 from causalmad.signatures.base import FittedSignature
 from causalmad.signatures.concat import FittedConcat
 from causalmad.signatures.units import embedding
@@ -103,7 +104,7 @@ class SoftPrompt:
         if not inputs.tokens:
             raise SpecError("numbers have no embeddings", tries=["Perturbation(...)"])
         with box.fitted.model.quiet(), twice_differentiable(box.model.module):
-            (batch,) = box.model.batches(inputs, size=len(inputs))
+            batch = one_batch(box.model, inputs)
             return self._descend(box, replace(batch, rows=np.arange(len(inputs))), free)
 
     def _descend(self, box: WhiteBox, batch: Batch, free: Tensor | None) -> Softened:

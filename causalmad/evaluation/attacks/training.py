@@ -19,8 +19,9 @@ from causalmad.evaluation.attacks.columns import columns
 from causalmad.evaluation.attacks.graphs import GraphModel, twice_differentiable
 from causalmad.evaluation.attacks.limits import EVERY, ROWS, Limit
 from causalmad.evaluation.attacks.penalties import RelativePenalty
-from causalmad.inputs import Batch, Inputs
+from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
+from causalmad.models.padding import one_batch
 from causalmad.names import parse_detector
 from causalmad.references.per_site import PerSite
 from causalmad.references.relative_mahalanobis import RelativeMahalanobis
@@ -143,7 +144,7 @@ class TrainTime:
         # From a stream of its own: the attack itself is the same with and without a limit.
         (own,) = rng.spawn(1)
         tables = [draw(anomalous, own) for _ in range(-(-ROWS // self.batch))]
-        limit = Limit(graph, [(_whole(_inputs(each, opened), graph), each.answer) for each in tables], self.spare)
+        limit = Limit(graph, [(one_batch(graph, _inputs(each, opened)), each.answer) for each in tables], self.spare)
         running, strength = limit.before, 1.0
         with twice_differentiable(model):
             for now in range(self.steps):
@@ -152,7 +153,7 @@ class TrainTime:
                     known = _inputs(draw(np.zeros(KNOWN, dtype=bool), rng), opened)
                     fitted = [look.signature.fit(opened, known, seed=int(rng.integers(2**31))) for look in watched]
                 table = draw(anomalous, rng)
-                batch = _whole(_inputs(table, opened), graph)
+                batch = one_batch(graph, _inputs(table, opened))
                 logits = graph.logits(batch)
                 loss = functional.cross_entropy(logits, table.answer)
                 running = 0.95 * running + 0.05 * float(loss.detach())
@@ -220,9 +221,3 @@ def _layers(signature: FittedSignature, found: Tensor) -> list[Tensor]:
 
 def _inputs(table: Table, model: OpenModel) -> Inputs:
     return replace(model.inputs(table.as_inputs()), columns={})
-
-
-def _whole(inputs: Inputs, model: OpenModel) -> Batch:
-    """All inputs as one batch."""
-    (batch,) = model.batches(inputs, size=len(inputs))
-    return batch
