@@ -52,7 +52,11 @@ class TaskData:
 
 @runtime_checkable
 class Task(Protocol):
-    """A specification of a task: its fields are its options."""
+    """A specification of a task: its fields are its options.
+
+    A task whose model or inputs come from outside (files, folders, a hub) and not from its seed alone says so by
+    ``outside: ClassVar[bool] = True``: they may change under the same options, and a bench then looks whether they did.
+    """
 
     mechanism: ClassVar[str]
     source: ClassVar[str]
