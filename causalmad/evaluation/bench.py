@@ -173,9 +173,7 @@ def _outside(spec: object) -> bool:
     return bool(getattr(spec, "outside", False))
 
 
-def _done(
-    folder: Path, task: str, name: str, text: str, seed: int, prints: Mapping[str, str] | None = None
-) -> bool:
+def _done(folder: Path, task: str, name: str, text: str, seed: int, prints: Mapping[str, str] | None = None) -> bool:
     """Whether there is a sound log of this very detector on this very task, and of what it gives now (``prints``)."""
     try:
         log = Log.read(place(folder, task, name, seed))
