@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from causalmad.calibration.multiple import adjusted
 from causalmad.covariates import predicted_classes
-from causalmad.detector import Detector, donor_digests, fit_on, scores_of
+from causalmad.detector import Detector, donor_digests, fit_on, require_use, scores_of
 from causalmad.errors import FitError
 from causalmad.explanation import plain
 from causalmad.extraction.extract import rows_of
@@ -21,7 +21,7 @@ from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
 from causalmad.models.batching import within_memory
 from causalmad.references import PerSite
-from causalmad.references.estimators import asks, require_untrusted
+from causalmad.references.estimators import asks, compares, require_untrusted
 from causalmad.splits import folds_of
 
 HEAVY = 1.25  # times what an exponential tail has
@@ -140,11 +140,13 @@ def audit(
 
     Raises:
         FitError: when there are fewer than 4 distinct inputs a fold.
+        SpecError: when there are untrusted inputs, and nothing in the detector looks at them.
 
     References:
         Hartigan, Hartigan 1985, The dip test of unimodality (Annals of Statistics 13).
         Tran, Li, Madry 2018, Spectral signatures in backdoor attacks, arXiv 1811.00636.
     """
+    require_use(detector, untrusted)
     opened = open_model(model)
     inputs = opened.inputs(trusted)
     others = None if untrusted is None else opened.inputs(untrusted)
@@ -187,7 +189,7 @@ def scores_by_fold(
         donors = donor_digests(signature)
         kept = rest[[row for row, content in enumerate(rest.digests) if content not in donors]]
         context: dict[str, npt.NDArray[Any]] = {}
-        if untrusted is not None and "untrusted" in asks(detector.reference):
+        if untrusted is not None and compares(detector.reference):
             context["untrusted"] = rows(untrusted).values
         if "classes" in asks(detector.reference):
             context["classes"] = predicted_classes(model, kept)

@@ -30,7 +30,7 @@ from causalmad.plots.tables import facts
 from causalmad.provenance import versions
 from causalmad.references import Mahalanobis
 from causalmad.references.base import FittedReference, anomaly_scores
-from causalmad.references.estimators import asks, fit_reference, require_untrusted
+from causalmad.references.estimators import asks, compares, fit_reference, require_untrusted
 from causalmad.references.folded import NO_FOLD, FittedFolds, fit_folds
 from causalmad.repair import Repair, repair
 from causalmad.signatures.base import FittedSignature, Signature, Signatures
@@ -77,6 +77,11 @@ class Detector:
                     f"{name}={part!r} has no fit", tries=[f"an object of causalmad.{name}s, with its brackets"]
                 )
 
+    @property
+    def compares(self) -> bool:
+        """Whether the reference or the calibrator looks at untrusted inputs."""
+        return compares(self.reference) or "untrusted" in _parameters(self.calibrator.fit)
+
     def fit(
         self, model: Any, trusted: Any, untrusted: Any = None, *, seed: int = 0, cache: Keeps = None
     ) -> FittedDetector:
@@ -88,7 +93,8 @@ class Detector:
         Args:
             model: whatever :func:`causalmad.open_model` takes.
             trusted: inputs on which the model's behaviour is normal by assumption; whatever :meth:`Inputs.of` takes.
-            untrusted: unlabelled inputs, for references that compare with them and calibrators that weigh by them.
+            untrusted: unlabelled inputs, for references that compare with them and calibrators that weigh by them
+                (:attr:`compares` says whether there is one); never labels.
             seed: decides the split, the donors and whatever else is drawn.
             cache: a folder that keeps signatures, see :func:`causalmad.extract`. What the signature itself learns from
                 the trusted inputs is learned anew.
@@ -96,7 +102,9 @@ class Detector:
         Raises:
             CacheError: when the cache cannot be used.
             FitError: when there are too few trusted inputs, or their signatures cannot be fitted.
+            SpecError: when there are untrusted inputs, and nothing here looks at them.
         """
+        require_use(self, untrusted)
         opened = open_model(model)
         inputs = opened.inputs(trusted)
         require_untrusted(self.reference, untrusted)
@@ -120,15 +128,15 @@ class Detector:
         donors = donor_digests(signature)
         reference_rows = np.array([row for row in fit_rows if inputs.digests[row] not in donors], dtype=np.int64)
         held = inputs[calibration_rows]
-        compares = untrusted is not None and "untrusted" in asks(self.reference)
-        others = opened.inputs(untrusted) if untrusted is not None and (compares or "untrusted" in needed) else None
+        compared = untrusted is not None and compares(self.reference)
+        others = None if untrusted is None else opened.inputs(untrusted)
         context: dict[str, npt.NDArray[Any]] = {}
         folds = folds_of(held, int(self.calibrator.folds), seed) if "folds" in needed else None
         if folds is not None:
             context["folds"] = np.concatenate([np.full(len(reference_rows), NO_FOLD), folds])
             reference_rows = np.concatenate([reference_rows, calibration_rows])
         normal = rows(inputs[reference_rows])
-        if others is not None and compares:
+        if others is not None and compared:
             context["untrusted"] = rows(others).values
         if "classes" in asks(self.reference):
             context["classes"] = predicted_classes(opened, inputs[reference_rows])
@@ -151,7 +159,7 @@ class Detector:
         provenance = {"seed": seed, "ids": parts, "versions": versions(), "model": opened.name}
         # A p-value compares with inputs that the fit has not seen: nothing that it has seen has one that means much.
         seen = frozenset(inputs.digests)
-        pool = frozenset(others.digests) if others is not None and compares else frozenset()
+        pool = frozenset(others.digests) if others is not None and compared else frozenset()
         return FittedDetector(
             self,
             opened,
@@ -365,6 +373,25 @@ class FittedDetector:
         with blaming(self.origin):
             donors = None if chosen is None else chosen(inputs[row])
             return explain(key, found.columns, values, score, p_value, self.reference, self.trusted, donors=donors)
+
+
+def require_use(detector: Detector, untrusted: object | None) -> None:
+    """Nothing, where untrusted inputs are looked at, or there are none.
+
+    Raises:
+        SpecError: where there are some, and neither reference nor calibrator looks at them.
+    """
+    if untrusted is not None and not detector.compares:
+        names = " nor ".join(type(part).__name__ for part in (detector.reference, detector.calibrator))
+        raise SpecError(
+            f"untrusted inputs (a {type(untrusted).__name__}), at which neither {names} looks",
+            needed="none with this detector",
+            causes=[
+                "labels, as scikit-learn's fit(X, y) takes them: no detector sees any",
+                "another reference was meant",
+            ],
+            tries=["detector.fit(model, trusted)", "reference=causalmad.references.QuantumEntropy()"],
+        )
 
 
 def fit_on(

@@ -100,17 +100,13 @@ class Offline:
         return self.fitted_
 
 
-def test_untrusted_inputs_reach_references_that_take_them_and_no_others():
+def test_untrusted_inputs_reach_references_that_take_them():
     made = toy("mlp", trusted=40, fresh=7)
     reference = Offline()
     Detector(Activations(), reference).fit(made.model, made.trusted, made.fresh)
     Detector(Activations(), reference).fit(made.model, made.trusted)
     assert Offline.shapes == [(7, 32), None]
     assert not vars(reference)  # a copy was fitted
-    same = [
-        Detector(Activations()).fit(made.model, made.trusted, pool).score(made.fresh) for pool in (None, made.fresh)
-    ]
-    np.testing.assert_array_equal(*same)
 
 
 def test_strings_arrays_dicts_and_inputs_are_taken_alike():

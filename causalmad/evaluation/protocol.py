@@ -49,7 +49,7 @@ def evaluate(
 
     Args:
         task: a task, or its text such as ``induction-lookup[shift=true]``.
-        detector: a detector, or its text such as ``activations+mahalanobis``.
+        detector: a detector, its text such as ``activations+mahalanobis``, or a ready-made one's name.
         seeds: how many (from 0 on), or which.
         progress: called with what is being done.
         cache: a folder that keeps signatures, see :func:`causalmad.extract`; the times are then those of a reading.
@@ -118,7 +118,8 @@ def _evaluate_seed(
 ) -> tuple[SeedResult, FittedDetector]:
     started = _now(memo)
     remembering = detector if memo is None else memo.of(detector)
-    fitted = remembering.fit(model, data.trusted, data.untrusted, seed=seed, cache=cache)
+    pool = data.untrusted if detector.compares else None
+    fitted = remembering.fit(model, data.trusted, pool, seed=seed, cache=cache)
     fit_seconds = _now(memo) - started
     started = _now(memo)
     found = fitted.detect(data.test, _reachable(fitted), cache=cache)
