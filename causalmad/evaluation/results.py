@@ -164,13 +164,14 @@ class Evaluation:
             title_justify="left",
             caption_justify="left",
         )
-        headings = ["AUROC", "AP", *(f"TPR at FPR {r}" for r in rates), *(f"false flags at {a}" for a in alphas)]
+        headings = ["AUROC", "AP", *(f"TPR at FPR {r}" for r in rates), *(f"false flags at {a} (99 % within)" for a in alphas)]
         for heading in ("seed", *headings, "fit s", "score s"):
             each.add_column(heading, justify="right")
         for result in self.seeds:
-            shares = (*result.tpr_at_fpr.values(), *result.fpr_at_alpha.values())
+            flagged = [_flagged(share, result.fpr_interval99.get(a)) for a, share in result.fpr_at_alpha.items()]
             times = (f"{result.fit_seconds:.1f}", f"{result.score_seconds:.1f}")
-            each.add_row(str(result.seed), *map(_number, (result.auroc, result.average_precision, *shares)), *times)
+            numbers = map(_number, (result.auroc, result.average_precision, *result.tpr_at_fpr.values()))
+            each.add_row(str(result.seed), *numbers, *flagged, *times)
         both = Table(title="AUROC beside the surface controls", title_justify="left")
         for heading, side in (("", "left"), ("mean", "right"), ("95 % interval", "right"), ("lowest", "right")):
             both.add_column(heading, justify=side)  # type: ignore[arg-type]
@@ -224,6 +225,11 @@ def _cells(summary: Mapping[str, Any], values: Sequence[float | None]) -> tuple[
     found = [value for value in values if value is not None]
     span = "" if low is None else f"{low:.3f} to {high:.3f}"
     return _number(summary["mean"]), span, _number(min(found) if found else None)
+
+
+def _flagged(share: float | None, interval: tuple[float, float] | None) -> str:
+    """A share of normal inputs flagged, and where it lies for 99 % of calibration and test sets, where that is known."""
+    return _number(share) if interval is None else f"{_number(share)} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def _number(value: float | None) -> str:

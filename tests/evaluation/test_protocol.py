@@ -60,6 +60,14 @@ def test_text_shows_the_controls_beside_ours_with_their_options(evaluation: Eval
     assert "95 % interval" in text
 
 
+def test_text_shows_in_which_interval_the_share_of_false_flags_should_lie(evaluation: Evaluation) -> None:
+    (first, *_), text = evaluation.seeds, " ".join(str(evaluation).split())
+    for alpha, share in first.fpr_at_alpha.items():
+        low, high = first.fpr_interval99[alpha]
+        assert f"{share:.3f} ({low:.3f} to {high:.3f})" in text
+    assert "99 %" in text
+
+
 def test_an_alpha_out_of_reach_is_null_and_said() -> None:
     result = evaluate(Stub(trusted=60), "activations+mahalanobis", seeds=1).to_data()
     (row,) = result["seeds"]
