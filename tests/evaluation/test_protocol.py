@@ -61,11 +61,19 @@ def test_text_shows_the_controls_beside_ours_with_their_options(evaluation: Eval
 
 
 def test_text_shows_in_which_interval_the_share_of_false_flags_should_lie(evaluation: Evaluation) -> None:
-    (first, *_), text = evaluation.seeds, " ".join(str(evaluation).split())
-    for alpha, share in first.fpr_at_alpha.items():
-        low, high = first.fpr_interval99[alpha]
-        assert f"{share:.3f} ({low:.3f} to {high:.3f})" in text
-    assert "99 %" in text
+    lines = str(evaluation).splitlines()
+    for result in evaluation.seeds:
+        row = next(number for number, line in enumerate(lines) if line.startswith(f"│    {result.seed} │"))
+        for alpha, share in result.fpr_at_alpha.items():
+            low, high = result.fpr_interval99[alpha]
+            assert f"{share:.3f} │" in lines[row] and f"{low:.3f} to {high:.3f} │" in lines[row + 1]
+    assert "99 %" in str(evaluation)
+
+
+def test_what_is_given_the_labels_is_marked(evaluation: Evaluation) -> None:
+    lines = [line for line in str(evaluation).splitlines() if "uses labels" in line]
+    assert ["input-skyline" in lines[0], "activation-skyline" in lines[1]] == [True, True] and len(lines) == 2
+    assert {"input-skyline", "activation-skyline"} <= set(evaluation.controls)
 
 
 def test_an_alpha_out_of_reach_is_null_and_said() -> None:
