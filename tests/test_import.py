@@ -39,4 +39,5 @@ def test_importing_has_no_side_effects() -> None:
 
 
 def test_every_name_that_is_promised_exists() -> None:
+    run("import causalmad\nassert issubclass(causalmad.errors.SpecError, causalmad.CausalmadError)")
     run("from causalmad import models, Inputs, Site, CausalmadError\nfor name in models.__all__: getattr(models, name)")
