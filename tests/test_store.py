@@ -12,7 +12,7 @@ from torch import nn
 
 from causalmad import Detector, FittedDetector, Monitor
 from causalmad.cli.files import require_folder
-from causalmad.errors import StoreError
+from causalmad.errors import ModelError, StoreError
 from causalmad.references import Mahalanobis
 from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
 from causalmad.targets import ClassLogit
@@ -60,6 +60,11 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, parts):
     assert str(again.detect(MADE.fresh, alpha=0.2)) == str(fitted.detect(MADE.fresh, alpha=0.2))
     again.save(tmp_path / "c")
     assert contents(tmp_path / "c") == contents(tmp_path / "a" / "b")
+
+
+def test_what_is_no_model_is_no_error_of_the_files(saved):
+    with pytest.raises(ModelError, match="a str is no model"):
+        FittedDetector.load(saved, "gpt2")
 
 
 def test_the_files_are_plain_data(saved):

@@ -17,7 +17,7 @@ from causalmad.evaluation.choosing import Choice, choose
 from causalmad.evaluation.leaderboard import Leaderboard
 from causalmad.evaluation.logs import Log, fingerprints, place
 from causalmad.evaluation.protocol import Progress, evaluate_seed
-from causalmad.evaluation.suites import Suite
+from causalmad.evaluation.suites import Suite, headline
 from causalmad.evaluation.workers import workers
 from causalmad.names import parse_detector
 from causalmad.whole import write_whole
@@ -60,7 +60,7 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
     jobs = [job for seed in range(suite.seeds) for task in suite.tasks if (job := _job(suite, folder, task, seed))]
     missing = sum(len(job.detectors) for job in jobs)
     say = progress or (lambda what, done, total: None)
-    title = f"{suite.name}: runs of a detector on a task and seed"
+    title = f"{headline(suite.name)}: runs of a detector on a task and seed"
     say(title, 0, missing)
     failures: list[str] = []
     if jobs:
@@ -149,9 +149,8 @@ def write_leaderboard(board: Leaderboard, folder: Path, choice: Choice | None = 
     folder.mkdir(parents=True, exist_ok=True)
     data = board.to_data() | ({} if choice is None else {"choice": choice.to_data()})
     said = ", ".join(f"{name} {version}" for name, version in board.versions.items())
-    name, _, part = board.suite.partition(" ")
     text = [
-        f"# {name} suite{', in part' if part else ''}",
+        f"# {headline(board.suite)}",
         f"`causalmad bench --suite {board.suite} --out DIR`; {said}.",
         f"Mean AUROC over {len(board.seeds)} seeds, with 95 % bootstrap intervals over inputs and seeds.",
         *([] if choice is None else [choice.to_markdown()]),

@@ -14,7 +14,7 @@ from causalmad.catalogue import catalogue
 from causalmad.errors import CausalmadError, SpecError, TaskError
 from causalmad.evaluation.bench import Job, bench, logs_of, run
 from causalmad.evaluation.logs import Log, place
-from causalmad.evaluation.suites import SUITES, Suite, suite
+from causalmad.evaluation.suites import SUITES, Suite, headline, suite
 from causalmad.names import parse_detector
 from causalmad.tasks import FromFiles
 from tests.conftest import build
@@ -146,6 +146,9 @@ def test_a_suite_in_part_says_how_it_was_made():
         "quick --task 'skip-trigram[null=true]' --task gate-digits --detector sparse-code+mahalanobis --seeds 3"
     )
     assert whole.narrowed(seeds=1).tasks == whole.tasks
+    assert headline(some.name) == "chosen tasks and detectors"
+    assert headline(whole.narrowed(["gate-digits"]).name) == "quick suite, in part"
+    assert headline(whole.name) == "quick suite"
 
 
 @pytest.fixture
