@@ -13,7 +13,7 @@ import numpy.typing as npt
 from causalmad.calibration.multiple import adjusted
 from causalmad.covariates import predicted_classes
 from causalmad.detector import Detector, donor_digests, fit_on, require_use, scores_of
-from causalmad.errors import FitError
+from causalmad.errors import FitError, SpecError
 from causalmad.explanation import plain
 from causalmad.extraction.extract import rows_of
 from causalmad.groups import apart
@@ -22,7 +22,7 @@ from causalmad.models import OpenModel, open_model
 from causalmad.models.batching import within_memory
 from causalmad.references import PerSite
 from causalmad.references.estimators import asks, compares, require_untrusted
-from causalmad.splits import folds_of
+from causalmad.splits import as_seed, folds_of
 
 HEAVY = 1.25  # times what an exponential tail has
 _SHOWN = 5
@@ -140,12 +140,19 @@ def audit(
 
     Raises:
         FitError: when there are fewer than 4 distinct inputs a fold.
-        SpecError: when there are untrusted inputs, and nothing in the detector looks at them.
+        SpecError: when there are untrusted inputs and nothing in the detector looks at them, or it is fitted already.
 
     References:
         Hartigan, Hartigan 1985, The dip test of unimodality (Annals of Statistics 13).
         Tran, Li, Madry 2018, Spectral signatures in backdoor attacks, arXiv 1811.00636.
     """
+    if not isinstance(detector, Detector):
+        raise SpecError(
+            f"a {type(detector).__name__} to audit with",
+            needed="a detector that is not fitted: an audit fits it on part after part of the trusted inputs",
+            tries=["audit(fitted.spec, model, trusted)", "audit(Detector(...), model, trusted)"],
+        )
+    seed = as_seed(seed)
     require_use(detector, untrusted)
     opened = open_model(model)
     inputs = opened.inputs(trusted)

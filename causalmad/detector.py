@@ -15,6 +15,7 @@ import numpy.typing as npt
 from causalmad.calibration import Conformal
 from causalmad.calibration.base import FittedCalibrator
 from causalmad.calibration.multiple import adjusted, fewest
+from causalmad.config import require_options
 from causalmad.covariates import covariates, predicted_classes
 from causalmad.detection import Detection
 from causalmad.errors import FitError, InputsError, SpecError, blaming
@@ -34,9 +35,11 @@ from causalmad.references.estimators import asks, compares, fit_reference, requi
 from causalmad.references.folded import NO_FOLD, FittedFolds, fit_folds
 from causalmad.repair import Repair, repair
 from causalmad.signatures.base import FittedSignature, Signature, Signatures
-from causalmad.splits import folds_of, split
+from causalmad.splits import as_seed, folds_of, split
 
 Floats = npt.NDArray[np.float64]
+
+_FOLDERS = {"signature": "signatures", "calibrator": "calibration"}
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,19 @@ class Detector:
     calibration_share: float | None = None
 
     def __post_init__(self) -> None:
-        if self.calibration_share is not None and not 0 < self.calibration_share < 1:
-            raise SpecError(f"calibration_share={self.calibration_share}", needed="a share between 0 and 1")
+        share: Any = self.calibration_share
+        if share is not None and not (isinstance(share, (int, float, np.floating)) and 0 < share < 1):
+            raise SpecError(f"calibration_share={share!r}", needed="a share between 0 and 1")
         for name in ("signature", "calibrator"):
             part = getattr(self, name)
             if isinstance(part, type) or not hasattr(part, "fit"):
                 raise SpecError(
-                    f"{name}={part!r} has no fit", tries=[f"an object of causalmad.{name}s, with its brackets"]
+                    f"{name}={part!r} has no fit", tries=[f"an object of causalmad.{_FOLDERS[name]}, with its brackets"]
                 )
+
+        _require_signature(self.signature)
+        for part in (self.signature, self.reference, self.calibrator):
+            require_options(part)
 
     @property
     def compares(self) -> bool:
@@ -95,15 +103,17 @@ class Detector:
             trusted: inputs on which the model's behaviour is normal by assumption; whatever :meth:`Inputs.of` takes.
             untrusted: unlabelled inputs, for references that compare with them and calibrators that weigh by them
                 (:attr:`compares` says whether there is one); never labels.
-            seed: decides the split, the donors and whatever else is drawn.
+            seed: decides the split, the donors and whatever else is drawn: a whole number, 0 or larger.
             cache: a folder that keeps signatures, see :func:`causalmad.extract`. What the signature itself learns from
                 the trusted inputs is learned anew.
 
         Raises:
             CacheError: when the cache cannot be used.
             FitError: when there are too few trusted inputs, or their signatures cannot be fitted.
-            SpecError: when there are untrusted inputs, and nothing here looks at them.
+            SpecError: when there are untrusted inputs and nothing here looks at them, the seed is no whole number, or
+                the signature gives something else than signatures.
         """
+        seed = as_seed(seed)
         require_use(self, untrusted)
         opened = open_model(model)
         inputs = opened.inputs(trusted)
@@ -124,6 +134,7 @@ class Detector:
             share = 2 / 3
         fit_rows, calibration_rows = split(inputs, share, seed)
         signature = within_memory(opened, lambda: self.signature.fit(opened, inputs[fit_rows], seed))
+        _require_fitted(signature, self.signature)
         rows = partial(rows_of, signature, self.signature, opened, opened_cache(cache))
         donors = donor_digests(signature)
         reference_rows = np.array([row for row in fit_rows if inputs.digests[row] not in donors], dtype=np.int64)
@@ -391,6 +402,34 @@ def require_use(detector: Detector, untrusted: object | None) -> None:
                 "another reference was meant",
             ],
             tries=["detector.fit(model, trusted)", "reference=causalmad.references.QuantumEntropy()"],
+        )
+
+
+def _require_signature(part: Any) -> None:
+    """What stands in the signature's place is called as one."""
+    try:
+        if hasattr(part, "score_samples"):  # scikit-learn's fit(X, y, sample_weight) looks like a signature's
+            raise TypeError
+        inspect.signature(part.fit).bind(None, None, 0)
+    except TypeError:
+        raise SpecError(
+            f"signature={part!r}, whose fit{inspect.signature(part.fit)} takes no (model, trusted, seed)",
+            needed="a signature: it looks at a model on inputs",
+            causes=["a reference or a calibrator in the signature's place"],
+            tries=["Detector(signature, reference, calibrator)", "Detector(causalmad.signatures.Activations())"],
+        ) from None
+    except ValueError:  # a fit whose arguments Python cannot see
+        return
+
+
+def _require_fitted(signature: Any, spec: Any) -> None:
+    """What a signature's fit returned can be called for signatures."""
+    if not callable(signature) or not hasattr(signature, "columns"):
+        raise SpecError(
+            f"{type(spec).__name__}.fit gave a {type(signature).__name__}",
+            needed="a fitted signature: `columns`, and a call from inputs to causalmad.signatures.Signatures",
+            causes=["no return", "a plain function"],
+            tries=["docs/how-to/add-a-signature.md", "causalmad check my_package.my_module:MySignature"],
         )
 
 
