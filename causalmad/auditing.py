@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from causalmad.calibration.multiple import adjusted
 from causalmad.covariates import predicted_classes
-from causalmad.detector import Detector, donor_digests, fit_on, require_use, scores_of
+from causalmad.detector import Detector, donor_digests, fit_on, scores_of
 from causalmad.errors import FitError, SpecError
 from causalmad.explanation import plain
 from causalmad.extraction.extract import rows_of
@@ -22,6 +22,7 @@ from causalmad.models import OpenModel, open_model
 from causalmad.models.batching import within_memory
 from causalmad.references import PerSite
 from causalmad.references.estimators import asks, compares, require_untrusted
+from causalmad.refusals import require_use
 from causalmad.splits import as_seed, folds_of
 
 HEAVY = 1.25  # times what an exponential tail has

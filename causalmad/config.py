@@ -162,6 +162,9 @@ def require_options(spec: object) -> None:
     Whatever else stands there (functions, arrays, other objects) is left to the part itself; parts inside it are
     looked at as well.
 
+    Args:
+        spec: the part; anything that is none of the library's own is left alone.
+
     Raises:
         SpecError: otherwise, with the option.
     """

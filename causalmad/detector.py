@@ -15,10 +15,9 @@ import numpy.typing as npt
 from causalmad.calibration import Conformal
 from causalmad.calibration.base import FittedCalibrator
 from causalmad.calibration.multiple import adjusted, fewest
-from causalmad.config import require_options
 from causalmad.covariates import covariates, predicted_classes
 from causalmad.detection import Detection
-from causalmad.errors import FitError, InputsError, SpecError, blaming
+from causalmad.errors import FitError, InputsError, blaming
 from causalmad.explanation import Explanation, explain
 from causalmad.extraction.cache import Keeps
 from causalmad.extraction.cache import opened as opened_cache
@@ -33,13 +32,12 @@ from causalmad.references import Mahalanobis
 from causalmad.references.base import FittedReference, anomaly_scores
 from causalmad.references.estimators import asks, compares, fit_reference, require_untrusted
 from causalmad.references.folded import NO_FOLD, FittedFolds, fit_folds
+from causalmad.refusals import require_fitted, require_parts, require_use
 from causalmad.repair import Repair, repair
 from causalmad.signatures.base import FittedSignature, Signature, Signatures
 from causalmad.splits import as_seed, folds_of, split
 
 Floats = npt.NDArray[np.float64]
-
-_FOLDERS = {"signature": "signatures", "calibrator": "calibration"}
 
 
 @dataclass(frozen=True)
@@ -71,19 +69,7 @@ class Detector:
     calibration_share: float | None = None
 
     def __post_init__(self) -> None:
-        share: Any = self.calibration_share
-        if share is not None and not (isinstance(share, (int, float, np.floating)) and 0 < share < 1):
-            raise SpecError(f"calibration_share={share!r}", needed="a share between 0 and 1")
-        for name in ("signature", "calibrator"):
-            part = getattr(self, name)
-            if isinstance(part, type) or not hasattr(part, "fit"):
-                raise SpecError(
-                    f"{name}={part!r} has no fit", tries=[f"an object of causalmad.{_FOLDERS[name]}, with its brackets"]
-                )
-
-        _require_signature(self.signature)
-        for part in (self.signature, self.reference, self.calibrator):
-            require_options(part)
+        require_parts(self)
 
     @property
     def compares(self) -> bool:
@@ -134,7 +120,7 @@ class Detector:
             share = 2 / 3
         fit_rows, calibration_rows = split(inputs, share, seed)
         signature = within_memory(opened, lambda: self.signature.fit(opened, inputs[fit_rows], seed))
-        _require_fitted(signature, self.signature)
+        require_fitted(signature, self.signature)
         rows = partial(rows_of, signature, self.signature, opened, opened_cache(cache))
         donors = donor_digests(signature)
         reference_rows = np.array([row for row in fit_rows if inputs.digests[row] not in donors], dtype=np.int64)
@@ -384,53 +370,6 @@ class FittedDetector:
         with blaming(self.origin):
             donors = None if chosen is None else chosen(inputs[row])
             return explain(key, found.columns, values, score, p_value, self.reference, self.trusted, donors=donors)
-
-
-def require_use(detector: Detector, untrusted: object | None) -> None:
-    """Nothing, where untrusted inputs are looked at, or there are none.
-
-    Raises:
-        SpecError: where there are some, and neither reference nor calibrator looks at them.
-    """
-    if untrusted is not None and not detector.compares:
-        names = " nor ".join(type(part).__name__ for part in (detector.reference, detector.calibrator))
-        raise SpecError(
-            f"untrusted inputs (a {type(untrusted).__name__}), at which neither {names} looks",
-            needed="none with this detector",
-            causes=[
-                "labels, as scikit-learn's fit(X, y) takes them: no detector sees any",
-                "another reference was meant",
-            ],
-            tries=["detector.fit(model, trusted)", "reference=causalmad.references.QuantumEntropy()"],
-        )
-
-
-def _require_signature(part: Any) -> None:
-    """What stands in the signature's place is called as one."""
-    try:
-        if hasattr(part, "score_samples"):  # scikit-learn's fit(X, y, sample_weight) looks like a signature's
-            raise TypeError
-        inspect.signature(part.fit).bind(None, None, 0)
-    except TypeError:
-        raise SpecError(
-            f"signature={part!r}, whose fit{inspect.signature(part.fit)} takes no (model, trusted, seed)",
-            needed="a signature: it looks at a model on inputs",
-            causes=["a reference or a calibrator in the signature's place"],
-            tries=["Detector(signature, reference, calibrator)", "Detector(causalmad.signatures.Activations())"],
-        ) from None
-    except ValueError:  # a fit whose arguments Python cannot see
-        return
-
-
-def _require_fitted(signature: Any, spec: Any) -> None:
-    """What a signature's fit returned can be called for signatures."""
-    if not callable(signature) or not hasattr(signature, "columns"):
-        raise SpecError(
-            f"{type(spec).__name__}.fit gave a {type(signature).__name__}",
-            needed="a fitted signature: `columns`, and a call from inputs to causalmad.signatures.Signatures",
-            causes=["no return", "a plain function"],
-            tries=["docs/how-to/add-a-signature.md", "causalmad check my_package.my_module:MySignature"],
-        )
 
 
 def fit_on(
