@@ -147,7 +147,7 @@ def test_what_cannot_be_monitored_is_named():
         Monitor(cross)
     with pytest.raises(CalibrationError, match="can never flag"):
         Monitor(FITTED, alpha=0.001)
-    with pytest.raises(CalibrationError, match="alpha="):
+    with pytest.raises(CalibrationError, match="alarm="):
         Monitor(FITTED, alarm=0)
     monitor = Monitor(FITTED)
     with pytest.raises(cm.CausalmadError):
