@@ -113,7 +113,8 @@ def measure(data: TaskData, seed: int, attack: str, task: str, names: Sequence[s
         record: Record = {"attack": attack, "task": task, "seed": seed, "detector": name, **more}
         try:
             spec = with_hypothesis(detector(name), data.hypothesis)
-            scores = memo.of(spec).fit(data.model, data.trusted, data.untrusted, seed=seed).score(data.test)
+            pool = data.untrusted if spec.compares else None
+            scores = memo.of(spec).fit(data.model, data.trusted, pool, seed=seed).score(data.test)
             record |= {"auroc": auroc(data.labels, scores), "tpr at 0.01": tpr_at_fpr(data.labels, scores, 0.01)}
         except CausalmadError as error:
             record["not measured"] = error.what

@@ -100,7 +100,7 @@ def figures(name: str, data: TaskData, model: OpenModel, seed: int, bare: float)
     """What one signature gives on a loaded task; ``bare``: seconds of bare forward passes over the test inputs."""
     detector = with_hypothesis(Detector(parse_spec("signatures", name), Mahalanobis()), data.hypothesis)
     started = time.perf_counter()
-    fitted = detector.fit(model, data.trusted, data.untrusted, seed=seed)
+    fitted = detector.fit(model, data.trusted, data.untrusted if detector.compares else None, seed=seed)
     fit_seconds = time.perf_counter() - started
     test = fitted.signature(data.test).values
     score_seconds = time.perf_counter() - started - fit_seconds

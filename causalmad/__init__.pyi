@@ -1,5 +1,6 @@
 from . import calibration as calibration
 from . import detectors as detectors
+from . import errors as errors
 from . import evaluation as evaluation
 from . import extraction as extraction
 from . import hypotheses as hypotheses

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from causalmad.calibration.multiple import adjusted
 from causalmad.covariates import predicted_classes
 from causalmad.detector import Detector, donor_digests, fit_on, scores_of
-from causalmad.errors import FitError
+from causalmad.errors import FitError, SpecError
 from causalmad.explanation import plain
 from causalmad.extraction.extract import rows_of
 from causalmad.groups import apart
@@ -21,8 +21,9 @@ from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
 from causalmad.models.batching import within_memory
 from causalmad.references import PerSite
-from causalmad.references.estimators import asks, require_untrusted
-from causalmad.splits import folds_of
+from causalmad.references.estimators import asks, compares, require_untrusted
+from causalmad.refusals import require_use
+from causalmad.splits import as_seed, folds_of
 
 HEAVY = 1.25  # times what an exponential tail has
 _SHOWN = 5
@@ -140,11 +141,20 @@ def audit(
 
     Raises:
         FitError: when there are fewer than 4 distinct inputs a fold.
+        SpecError: when there are untrusted inputs and nothing in the detector looks at them, or it is fitted already.
 
     References:
         Hartigan, Hartigan 1985, The dip test of unimodality (Annals of Statistics 13).
         Tran, Li, Madry 2018, Spectral signatures in backdoor attacks, arXiv 1811.00636.
     """
+    if not isinstance(detector, Detector):
+        raise SpecError(
+            f"a {type(detector).__name__} to audit with",
+            needed="a detector that is not fitted: an audit fits it on part after part of the trusted inputs",
+            tries=["audit(fitted.spec, model, trusted)", "audit(Detector(...), model, trusted)"],
+        )
+    seed = as_seed(seed)
+    require_use(detector, untrusted)
     opened = open_model(model)
     inputs = opened.inputs(trusted)
     others = None if untrusted is None else opened.inputs(untrusted)
@@ -187,7 +197,7 @@ def scores_by_fold(
         donors = donor_digests(signature)
         kept = rest[[row for row, content in enumerate(rest.digests) if content not in donors]]
         context: dict[str, npt.NDArray[Any]] = {}
-        if untrusted is not None and "untrusted" in asks(detector.reference):
+        if untrusted is not None and compares(detector.reference):
             context["untrusted"] = rows(untrusted).values
         if "classes" in asks(detector.reference):
             context["classes"] = predicted_classes(model, kept)

@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from causalmad.catalogue import KINDS, Entry, catalogue, find, name_of
@@ -22,6 +23,7 @@ _WORDS = {
     Any: "anything",
 }
 _SCALARS = (bool, int, float, str, type(None))
+_PARTS = tuple(f"causalmad.{folder}" for folder in ("signatures", "references", "calibration", "targets"))
 
 # Option values that are no parts of the catalogue: the module that writes them and reads them back, found by name since
 # it stands floors above this one. It has `writes(value)`, `to_data(value)` and `from_data(tensors, data, functions)`.
@@ -154,6 +156,42 @@ def describe(spec: object) -> dict[str, object]:
     return {k: v for k, v in _options(spec).items() if k not in defaults or defaults[k] != v}
 
 
+def require_options(spec: object) -> None:
+    """Nothing, where each number, text or None among a part's options is of a kind that its annotation names.
+
+    Whatever else stands there (functions, arrays, other objects) is left to the part itself; parts inside it are
+    looked at as well.
+
+    Args:
+        spec: the part; anything that is none of the library's own is left alone.
+
+    Raises:
+        SpecError: otherwise, with the option.
+    """
+    if not is_dataclass(spec) or isinstance(spec, type) or not type(spec).__module__.startswith(_PARTS):
+        return
+    hints = _hints(type(spec))
+    for key, value in _options(spec).items():
+        if isinstance(value, _SCALARS) and not _fits(value, hints.get(key, Any)):
+            needed = _in_words(hints[key]).replace(", several as a;b", ", or several of it as a tuple")
+            raise SpecError(f"{type(spec).__name__}({key}={value!r})", needed=needed)
+        for inner in value if isinstance(value, (tuple, list)) else (value,):
+            require_options(inner)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether an annotation takes a number, a text or None."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, member) for member in typing.get_args(hint))
+    if origin is typing.Literal:  # which of them is the part's own business
+        return any(isinstance(value, type(choice)) for choice in typing.get_args(hint))
+    if origin is tuple:  # one text for several is refused, or taken, by the part itself
+        return isinstance(value, str)
+    kinds: dict[Any, Any] = {int: int, float: (int, float), bool: int, str: str, type(None): type(None)}
+    return isinstance(value, kinds[hint]) if hint in _WORDS and hint is not Any else True
+
+
 def _options(spec: object) -> dict[str, object]:
     if is_dataclass(spec):
         return {f.name: getattr(spec, f.name) for f in fields(spec) if f.init}
@@ -180,6 +218,7 @@ def _build(entry: Entry, cls: type, values: dict[str, object]) -> object:
         raise SpecError(f"{entry.name} cannot be made from {values}: {error}") from error
 
 
+@cache
 def _hints(cls: type) -> dict[str, Any]:
     if not is_dataclass(cls):
         return {}

@@ -88,18 +88,18 @@ class Detection:
         """Why an input scored as it did.
 
         Args:
-            key: an id, or a row number.
+            key: a whole number is a row, from 0 on; a text is an id, also where ids look like numbers.
 
         Raises:
             InputsError: when there is no such input.
         """
-        if str(key) in self.ids:
-            return self.reason(self.ids.index(str(key)))
+        if isinstance(key, str) and key in self.ids:
+            return self.reason(self.ids.index(key))
         if isinstance(key, (int, np.integer)) and 0 <= key < len(self):
             return self.reason(int(key))
         raise InputsError(
             f"no input {key!r} in this detection",
-            needed=f"one of its {len(self)} ids, or a row number 0..{len(self) - 1}",
+            needed=f"one of its {len(self)} ids as a text, or a row number 0..{len(self) - 1}",
             tries=[repr(name) for name in nearest(str(key), self.ids)],
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ from causalmad.calibration.base import FittedCalibrator
 from causalmad.calibration.multiple import adjusted, fewest
 from causalmad.covariates import covariates, predicted_classes
 from causalmad.detection import Detection
-from causalmad.errors import FitError, InputsError, SpecError, blaming
+from causalmad.errors import FitError, InputsError, blaming
 from causalmad.explanation import Explanation, explain
 from causalmad.extraction.cache import Keeps
 from causalmad.extraction.cache import opened as opened_cache
@@ -31,11 +30,12 @@ from causalmad.plots.tables import facts
 from causalmad.provenance import versions
 from causalmad.references import Mahalanobis
 from causalmad.references.base import FittedReference, anomaly_scores
-from causalmad.references.estimators import asks, fit_reference, require_untrusted
+from causalmad.references.estimators import asks, compares, fit_reference, require_untrusted
 from causalmad.references.folded import NO_FOLD, FittedFolds, fit_folds
+from causalmad.refusals import require_fitted, require_parts, require_use
 from causalmad.repair import Repair, repair
 from causalmad.signatures.base import FittedSignature, Signature, Signatures
-from causalmad.splits import folds_of, split
+from causalmad.splits import as_seed, folds_of, split
 
 Floats = npt.NDArray[np.float64]
 
@@ -69,14 +69,12 @@ class Detector:
     calibration_share: float | None = None
 
     def __post_init__(self) -> None:
-        if self.calibration_share is not None and not 0 < self.calibration_share < 1:
-            raise SpecError(f"calibration_share={self.calibration_share}", needed="a share between 0 and 1")
-        for name in ("signature", "calibrator"):
-            part = getattr(self, name)
-            if isinstance(part, type) or not hasattr(part, "fit"):
-                raise SpecError(
-                    f"{name}={part!r} has no fit", tries=[f"an object of causalmad.{name}s, with its brackets"]
-                )
+        require_parts(self)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the reference or the calibrator looks at untrusted inputs."""
+        return compares(self.reference) or "untrusted" in _parameters(self.calibrator.fit)
 
     def fit(
         self, model: Any, trusted: Any, untrusted: Any = None, *, seed: int = 0, cache: Keeps = None
@@ -89,17 +87,20 @@ class Detector:
         Args:
             model: whatever :func:`causalmad.open_model` takes.
             trusted: inputs on which the model's behaviour is normal by assumption; whatever :meth:`Inputs.of` takes.
-            untrusted: unlabelled inputs, for references that compare with them and calibrators that weigh by them.
-            seed: decides the split, the donors and whatever else is drawn.
+            untrusted: unlabelled inputs, for references that compare with them and calibrators that weigh by them
+                (:attr:`compares` says whether there is one); never labels.
+            seed: decides the split, the donors and whatever else is drawn: a whole number, 0 or larger.
             cache: a folder that keeps signatures, see :func:`causalmad.extract`. What the signature itself learns from
                 the trusted inputs is learned anew.
 
         Raises:
             CacheError: when the cache cannot be used.
             FitError: when there are too few trusted inputs, or their signatures cannot be fitted.
-            SpecError: when the seed is no whole number.
+            SpecError: when there are untrusted inputs and nothing here looks at them, the seed is no whole number, or
+                the signature gives something else than signatures.
         """
-        seed = _whole(seed)
+        seed = as_seed(seed)
+        require_use(self, untrusted)
         opened = open_model(model)
         inputs = opened.inputs(trusted)
         require_untrusted(self.reference, untrusted)
@@ -119,19 +120,20 @@ class Detector:
             share = 2 / 3
         fit_rows, calibration_rows = split(inputs, share, seed)
         signature = within_memory(opened, lambda: self.signature.fit(opened, inputs[fit_rows], seed))
+        require_fitted(signature, self.signature)
         rows = partial(rows_of, signature, self.signature, opened, opened_cache(cache))
         donors = donor_digests(signature)
         reference_rows = np.array([row for row in fit_rows if inputs.digests[row] not in donors], dtype=np.int64)
         held = inputs[calibration_rows]
-        compares = untrusted is not None and "untrusted" in asks(self.reference)
-        others = opened.inputs(untrusted) if untrusted is not None and (compares or "untrusted" in needed) else None
+        compared = untrusted is not None and compares(self.reference)
+        others = None if untrusted is None else opened.inputs(untrusted)
         context: dict[str, npt.NDArray[Any]] = {}
         folds = folds_of(held, int(self.calibrator.folds), seed) if "folds" in needed else None
         if folds is not None:
             context["folds"] = np.concatenate([np.full(len(reference_rows), NO_FOLD), folds])
             reference_rows = np.concatenate([reference_rows, calibration_rows])
         normal = rows(inputs[reference_rows])
-        if others is not None and compares:
+        if others is not None and compared:
             context["untrusted"] = rows(others).values
         if "classes" in asks(self.reference):
             context["classes"] = predicted_classes(opened, inputs[reference_rows])
@@ -154,7 +156,7 @@ class Detector:
         provenance = {"seed": seed, "ids": parts, "versions": versions(), "model": opened.name}
         # A p-value compares with inputs that the fit has not seen: nothing that it has seen has one that means much.
         seen = frozenset(inputs.digests)
-        pool = frozenset(others.digests) if others is not None and compares else frozenset()
+        pool = frozenset(others.digests) if others is not None and compared else frozenset()
         return FittedDetector(
             self,
             opened,
@@ -366,14 +368,6 @@ class FittedDetector:
         with blaming(self.origin):
             donors = None if chosen is None else chosen(inputs[row])
             return explain(key, found.columns, values, score, p_value, self.reference, self.trusted, donors=donors)
-
-
-def _whole(seed: Any) -> int:
-    """A seed as a plain number, which files can hold."""
-    try:
-        return operator.index(seed)
-    except TypeError:
-        raise SpecError(f"seed={seed!r}", needed="a whole number", tries=["seed=0"]) from None
 
 
 def fit_on(

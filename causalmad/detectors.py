@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from causalmad.config import split_outside
 from causalmad.errors import SpecError, nearest
 
 if TYPE_CHECKING:
@@ -105,6 +106,32 @@ def recommended(model: Any = None) -> Detector:
 
         open_model(model)
     return detector(RECOMMENDED)
+
+
+def names() -> dict[str, str]:
+    """Name of a ready-made detector -> its text; ``recommended`` is the first of them."""
+    return {"recommended": DETECTORS[RECOMMENDED], **DETECTORS}
+
+
+def spelled_out(text: str) -> str:
+    """A detector as its parts: what a ready-made one stands for, or the text itself.
+
+    Args:
+        text: a name of :func:`names`, or ``signature+reference``.
+
+    Raises:
+        SpecError: when it is a single word and no detector's name, with the nearest three.
+    """
+    if len(split_outside(text, "+")) > 1:
+        return text
+    word, known = text.strip(), names()
+    if word in known:
+        return known[word]
+    raise SpecError(
+        f"no detector is called {text!r}",
+        needed="signature+reference, signature+reference+calibrator, or a name of `causalmad list detectors`",
+        tries=[*nearest(word.partition("[")[0], known), f"'{word or 'activations'}+mahalanobis'"],
+    )
 
 
 def detector(name: str) -> Detector:

@@ -83,7 +83,7 @@ class Batch:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inputs:
     """Inputs of a model, each with a stable id.
 
@@ -127,6 +127,13 @@ class Inputs:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        """How many, and of what, in a line."""
+        fields = ", ".join(f"{name!r} {_form(rows)}" for name, rows in self.fields.items())
+        named = {"columns": self.columns, "blocks": self.blocks}
+        more = "".join(f"; {what} {', '.join(map(repr, known))}" for what, known in named.items() if known)
+        return f"Inputs({len(self):,} inputs: {fields}{more})"
 
     def __getitem__(self, rows: Any) -> Inputs:
         """The inputs at some rows: an index, a slice, a list or an array of positions or of booleans."""
@@ -317,6 +324,16 @@ class Inputs:
                 ],
             )
         return read(data, tokenizer, accepts, blocks, ids, columns, dtype)
+
+
+def _form(rows: Rows) -> str:
+    """Type and shape of a field's rows, for people: sequences of differing length have none in common."""
+    kind = str(rows[0].dtype).removeprefix("torch.") if len(rows) else "nothing"
+    if isinstance(rows, Tensor) or not len(rows):
+        return f"{kind} {tuple(rows.shape[1:])}" if isinstance(rows, Tensor) else kind
+    lengths = [len(row) for row in rows]
+    low, high = min(lengths), max(lengths)
+    return f"{kind} ({low})" if low == high else f"{kind} ({low} to {high})"
 
 
 def content_ids(fields: Mapping[int | str, Rows], count: int) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from causalmad.calibration.base import as_alpha
 from causalmad.calibration.martingale import Betting
-from causalmad.errors import CalibrationError, CausalmadError, InputsError, StoreError
+from causalmad.errors import CalibrationError, CausalmadError, InputsError, SpecError, StoreError
 from causalmad.models.computed import first_change, record
 from causalmad.whole import read_whole, write_whole
 
@@ -64,7 +64,9 @@ class Monitor:
         alarm: probability that normal inputs, however many, ever raise an alarm.
 
     Raises:
-        CalibrationError: where ``alpha`` is out of reach, or the calibrator has no calibration-conditional p-values.
+        CalibrationError: where ``alpha`` is out of reach, ``alarm`` is no probability, or the calibrator has no
+            calibration-conditional p-values.
+        SpecError: when the detector is not fitted.
 
     Example:
         >>> import torch, causalmad as cm
@@ -79,6 +81,12 @@ class Monitor:
     """
 
     def __init__(self, fitted: FittedDetector, alpha: float = 0.01, alarm: float = 0.01) -> None:
+        if not hasattr(fitted, "measure"):
+            raise SpecError(
+                f"a {type(fitted).__name__} cannot watch a stream",
+                needed="a fitted detector",
+                tries=["Monitor(detector.fit(model, trusted))", "Monitor(FittedDetector.load(folder, model))"],
+            )
         fitted.calibrator.require(alpha)
         calibrator: Any = fitted.calibrator
         if not hasattr(calibrator, "conditional"):
@@ -89,7 +97,7 @@ class Monitor:
             )
         self.fitted = fitted
         self.alpha = as_alpha(alpha)
-        self.alarm = as_alpha(alarm)
+        self.alarm = _as_alarm(alarm)
         self.betting = Betting()
         self._valid = calibrator.conditional(self.alarm / 2)
 
@@ -216,6 +224,17 @@ def fingerprint(fitted: FittedDetector) -> str:
         digest.update(f"{name}{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _as_alarm(alarm: float) -> float:
+    try:
+        return as_alpha(alarm)
+    except CalibrationError:
+        raise CalibrationError(
+            f"alarm={alarm!r}",
+            needed="the probability of a false alarm, strictly between 0 and 1",
+            tries=["alarm=0.01", "alarm=0.001"],
+        ) from None
 
 
 def _hash(text: str) -> str:

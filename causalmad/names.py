@@ -8,6 +8,7 @@ from typing import Any
 from causalmad.calibration import Conformal
 from causalmad.config import parse_spec, split_outside, to_config
 from causalmad.detector import Detector
+from causalmad.detectors import spelled_out
 from causalmad.errors import CausalmadError, SpecError
 
 _PARTS = ("signatures", "references", "calibrators")
@@ -15,16 +16,17 @@ _NESTED = ("signature", "signatures", "on")  # options that hold signatures
 
 
 def parse_detector(text: str) -> Detector:
-    """The detector that ``signature+reference`` or ``signature+reference+calibrator`` stands for.
+    """The detector that ``signature+reference``, ``signature+reference+calibrator`` or a ready-made name stands for.
 
     Args:
         text: for example ``attribution-patching[units=blocks]+mahalanobis``; without a third part the calibrator is
-            ``conformal``. A reference may also be one of scikit-learn's, such as ``isolation-forest``.
+            ``conformal``. A reference may also be one of scikit-learn's, such as ``isolation-forest``. A single word is
+            a name of :data:`causalmad.detectors.DETECTORS`, or ``recommended``.
 
     Raises:
         SpecError: on another number of parts, or an unknown name or option (with the nearest three).
     """
-    parts = [part.strip() for part in split_outside(text, "+")]
+    parts = [part.strip() for part in split_outside(spelled_out(text), "+")]
     if len(parts) not in (2, 3) or not all(parts):
         raise SpecError(
             f"{text!r} is no detector",

@@ -263,10 +263,23 @@ def _rows(path: str) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError as well
             # JSON's own message counts lines, and this is but one.
             said = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            raise InputsError(f"{place} is no JSON: {said}", needed=f"one object a line, such as {FORMS}") from error
+            raise InputsError(
+                f"{place} is no JSON: {said}", needed=f"one object a line, such as {FORMS}", tries=_turned(path)
+            ) from error
         if not isinstance(values, dict):
-            raise InputsError(f"{place} is a {type(values).__name__}, no object", needed=f"such as {FORMS}")
+            raise InputsError(
+                f"{place} is a {type(values).__name__}, no object", needed=f"such as {FORMS}", tries=_turned(path)
+            )
         yield Row(place, values)
+
+
+def _turned(path: str) -> list[str]:
+    """How a file of another kind becomes JSON lines, where its name says which kind it is."""
+    file, lines = Path(path), f"{Path(path).stem}.jsonl"
+    reads = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet", ".json": "read_json"}
+    if file.suffix.lower() not in reads:
+        return []
+    return [f"pandas.{reads[file.suffix.lower()]}({path!r}).to_json({lines!r}, orient='records', lines=True)"]
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from causalmad.errors import FitError
+from causalmad.errors import FitError, SpecError
 from causalmad.inputs import Inputs
 
 
@@ -29,6 +29,17 @@ def split(inputs: Inputs, share: float | None, seed: int) -> tuple[npt.NDArray[n
     held = np.random.default_rng([seed, 7]).permutation(distinct)[:count]
     inside = np.isin(contents, held)
     return np.flatnonzero(~inside), np.flatnonzero(inside)
+
+
+def as_seed(seed: object) -> int:
+    """A seed as Python's whole number.
+
+    Raises:
+        SpecError: when it is none, or negative.
+    """
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise SpecError(f"seed={seed!r}", needed="a whole number, 0 or larger", tries=["seed=0"])
+    return int(seed)
 
 
 def folds_of(inputs: Inputs, count: int, seed: int) -> npt.NDArray[np.int64]:

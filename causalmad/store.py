@@ -94,6 +94,7 @@ def save(detector: FittedDetector, path: Path) -> None:
 def load(path: Path, model: Any, hypothesis: Any = None) -> FittedDetector:
     """Read a fitted detector; see :meth:`FittedDetector.load`."""
     content, files = _read_all(path)
+    open_model(model)  # what is no model is no error of the files
     try:
         return _rebuild(content, files, model, path, hypothesis)
     except (StoreError, HypothesisError):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from causalmad.errors import ModelError
+from causalmad.errors import CausalmadError, ModelError
 
 Readout: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -98,7 +98,18 @@ class _Custom:
 
     def bind(self, clean: Tensor) -> Readout:
         def read(logits: Tensor) -> Tensor:
-            value = self.function(logits)
+            try:
+                value = self.function(logits)
+            except CausalmadError:
+                raise
+            except Exception as error:
+                name = getattr(self.function, "__qualname__", type(self.function).__name__)
+                raise ModelError(
+                    f"the target {name} raised {type(error).__name__} on logits {tuple(logits.shape)}: {error}",
+                    needed="a function of the logits (batch, classes) -> (batch,)",
+                    causes=["a class that the model does not have", "one row taken for all"],
+                    tries=["TopMargin()", "ClassLogit(0)"],
+                ) from error
             if not isinstance(value, Tensor) or value.shape != logits.shape[:1]:
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ModelError(f"the target gave {shape}", needed=f"one number per input, shape {(len(logits),)}")

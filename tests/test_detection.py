@@ -34,12 +34,18 @@ def test_an_unknown_id_is_named_with_the_nearest(detection, key):
         assert "'prompt 9'" in error.value.tries
 
 
-def test_an_id_that_is_a_number_comes_before_a_row(detection):
+def test_a_number_is_a_row_and_a_text_an_id_also_where_ids_are_numbers():
     made = toy("mlp", trusted=60, fresh=3)
-    renamed = Inputs.of(made.fresh, ids=[2, 1, 0])
+    renamed = Inputs.of(made.fresh, ids=[1, 2, 3])  # as a file's id column counts
     found = Detector(Activations()).fit(made.model, made.trusted).detect(renamed, alpha=0.2)
-    assert found.explain(0).score == found.scores[2]
-    assert found.explain("2").score == found.scores[0]
+    for row in (0, np.int64(1), 2):
+        assert (found.explain(row).id, found.explain(row).score) == (str(row + 1), found.scores[row])
+        assert found.explain(str(row + 1)).score == found.scores[row]
+    with pytest.raises(InputsError) as error:
+        found.explain(3)
+    assert "'3'" in error.value.tries and "row number 0..2" in error.value.needed
+    with pytest.raises(InputsError):
+        found.explain("0")
 
 
 def test_printing_shows_the_most_anomalous_first(detection):

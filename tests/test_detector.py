@@ -1,3 +1,6 @@
+import contextlib
+import importlib
+import re
 from typing import ClassVar
 
 import numpy as np
@@ -6,12 +9,17 @@ import torch
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import KernelDensity
 
-from causalmad import Detector, FittedDetector, Inputs, Monitor
-from causalmad.errors import CalibrationError, CausalmadError, FitError, InputsError, ModelError, SpecError
-from causalmad.references import Mahalanobis
-from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
+from causalmad import Detector, FittedDetector, Inputs, Monitor, audit
+from causalmad.calibration import CalibrationConditional, Mondrian
+from causalmad.catalogue import catalogue
+from causalmad.config import require_options
+from causalmad.errors import CalibrationError, CausalmadError, FitError, InputsError, ModelError, SiteError, SpecError
+from causalmad.references import Mahalanobis, PerSite
+from causalmad.signatures import Activations, AttributionPatching, Concat, ResamplingProfile
+from causalmad.signatures.base import Column, Signatures
 from causalmad.testing.toys import toy
 from causalmad.testing.traces import failing, untouched
+from tests.stub_task import Stub
 
 PROFILE = Detector(ResamplingProfile(donors=2))
 
@@ -100,17 +108,13 @@ class Offline:
         return self.fitted_
 
 
-def test_untrusted_inputs_reach_references_that_take_them_and_no_others():
+def test_untrusted_inputs_reach_references_that_take_them():
     made = toy("mlp", trusted=40, fresh=7)
     reference = Offline()
     Detector(Activations(), reference).fit(made.model, made.trusted, made.fresh)
     Detector(Activations(), reference).fit(made.model, made.trusted)
     assert Offline.shapes == [(7, 32), None]
     assert not vars(reference)  # a copy was fitted
-    same = [
-        Detector(Activations()).fit(made.model, made.trusted, pool).score(made.fresh) for pool in (None, made.fresh)
-    ]
-    np.testing.assert_array_equal(*same)
 
 
 def test_strings_arrays_dicts_and_inputs_are_taken_alike():
@@ -217,3 +221,136 @@ def test_weights_that_changed_after_the_fit_are_noticed(how, tmp_path):
     with pytest.raises(ModelError, match="have changed"):
         fitted.save(tmp_path / "detector")
     assert not (tmp_path / "detector").exists()
+
+
+@pytest.mark.parametrize("part", [{"signature": Activations}, {"signature": Activations(), "calibrator": Mondrian}])
+def test_a_part_without_brackets_is_told_where_it_lives(part):
+    with pytest.raises(SpecError, match="has no fit") as caught:
+        Detector(**part)
+    (said,) = re.findall(r"causalmad\.\w+", caught.value.tries[0])
+    assert said == ("causalmad.calibration" if "calibrator" in part else "causalmad.signatures")
+    importlib.import_module(said)
+
+
+@pytest.mark.parametrize("seed", [None, -1, "a", 1.5])
+def test_a_seed_is_a_whole_number(seed):
+    made = toy("mlp", trusted=30)
+    for fit in (Detector(Activations()).fit, lambda *args, seed: audit(Detector(Activations()), *args, seed=seed)):
+        with pytest.raises(SpecError, match=r"^seed="):
+            fit(made.model, made.trusted, seed=seed)
+
+
+def test_a_seed_may_be_one_of_numpy(tmp_path):
+    made = toy("mlp", trusted=30)
+    fitted = Detector(Activations()).fit(made.model, made.trusted, seed=np.int64(3))
+    np.testing.assert_array_equal(
+        fitted.score(made.fresh), Detector(Activations()).fit(made.model, made.trusted, seed=3).score(made.fresh)
+    )
+    fitted.save(tmp_path / "det")
+    assert type(fitted.provenance["seed"]) is int
+
+
+@pytest.mark.parametrize("part", [Mahalanobis(), IsolationForest()])
+def test_a_reference_in_the_signatures_place_is_told(part):
+    with pytest.raises(SpecError, match=r"whose fit.* takes no \(model, trusted, seed\)"):
+        Detector(part)
+
+
+class Gives:
+    """A signature of somebody's own, whose fit returns what it is told to."""
+
+    def __init__(self, given):
+        self.given = given
+
+    def fit(self, model, trusted, seed=0):
+        return self.given
+
+
+class Rows:
+    """A fitted signature whose call returns what it is told to."""
+
+    columns = (Column("a"), Column("b"))
+
+    def __init__(self, given):
+        self.given = given
+
+    def __call__(self, inputs):
+        return self.given(inputs)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "Gives.fit gave a NoneType"),
+        (lambda inputs: np.zeros((len(inputs), 2)), "Gives.fit gave a function"),
+        (Rows(lambda inputs: None), "Gives gave a NoneType for"),
+        (Rows(lambda inputs: np.zeros((len(inputs), 2))), "Gives gave a ndarray for"),
+        (
+            Rows(lambda inputs: Signatures(inputs.ids, Rows.columns, np.zeros((len(inputs), 3), np.float32))),
+            r"Gives gave a Signatures with values \(\d+, 3\) for",
+        ),
+    ],
+)
+def test_a_signature_of_ones_own_that_gives_something_else_is_told(given, said):
+    made = toy("mlp", trusted=30)
+    with pytest.raises(SpecError, match=said):
+        Detector(Gives(given)).fit(made.model, made.trusted)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Detector(Activations(), calibration_share="0.3"), "calibration_share='0.3'"),
+        (lambda: Detector(AttributionPatching(None)), r"AttributionPatching\(units=None\)"),
+        (lambda: Detector(ResamplingProfile(donors="4")), r"ResamplingProfile\(donors='4'\)"),
+        (lambda: Concat((Activations(), ResamplingProfile(donors=None))), r"ResamplingProfile\(donors=None\)"),
+        (lambda: Detector(Activations(positions=None)), r"Activations\(positions=None\)"),
+        (lambda: Detector(Activations(), PerSite(Mahalanobis(rank="8"))), r"Mahalanobis\(rank='8'\)"),
+        (lambda: Detector(Activations(), calibrator=CalibrationConditional(delta="x")), "delta='x'"),
+    ],
+)
+def test_an_option_of_another_kind_is_told_when_the_detector_is_made(make, said):
+    with pytest.raises(SpecError, match=said) as caught:
+        make()
+    assert caught.value.needed
+
+
+def test_every_part_with_its_usual_options_can_be_in_a_detector():
+    for kind in ("signatures", "references", "calibrators", "targets"):
+        for entry in catalogue(kind):
+            with contextlib.suppress(TypeError):  # a part that cannot be made from nothing
+                require_options(entry.load()(**entry.defaults))
+
+
+def test_a_module_in_place_of_its_path_is_told_its_path():
+    made = toy("mlp", trusted=30)
+    for sites in (made.model[3], [made.model[3]]):
+        with pytest.raises(SiteError, match="a Linear is no site") as caught:
+            Detector(Activations(sites)).fit(made.model, made.trusted)
+        assert caught.value.tries == ("'3'",)
+
+
+def test_what_is_fitted_and_what_is_not_are_told_apart():
+    made = toy("mlp", trusted=30)
+    detector = Detector(Activations())
+    with pytest.raises(SpecError, match="a Detector cannot watch a stream"):
+        Monitor(detector)
+    with pytest.raises(SpecError, match="a FittedDetector to audit with") as caught:
+        audit(detector.fit(made.model, made.trusted), made.model, made.trusted)
+    assert "fitted.spec" in caught.value.tries[0]
+
+
+def test_what_is_large_has_a_short_name():
+    made = toy("gpt2", trusted=60)
+    fitted = Detector(Activations()).fit(made.model, made.trusted)
+    found = fitted.signature(made.trusted)
+    assert repr(made.trusted) == "Inputs(60 inputs: 'input_ids' int64 (3 to 8))"
+    assert repr(toy("mlp", trusted=30).trusted) == (
+        "Inputs(30 inputs: 0 float32 (12,); blocks 'left', 'middle', 'idle')"
+    )
+    assert repr(found).startswith(f"Signatures(60 inputs, {len(found.columns)} columns: transformer")
+    assert "\n" not in repr(found) and len(repr(found)) < 200
+    assert repr(Inputs.of({"input_ids": [[1, 2]]})[:0]) and repr(found.__class__((), (), np.zeros((0, 0))))
+    assert repr(Stub().load(3)) == (
+        "TaskData(stub[shift=4], seed 3, Sequential: 240 trusted, 60 test (30 anomalous), 100 normal)"
+    )

@@ -39,4 +39,12 @@ def test_importing_has_no_side_effects() -> None:
 
 
 def test_every_name_that_is_promised_exists() -> None:
+    run("import causalmad\nassert issubclass(causalmad.errors.SpecError, causalmad.CausalmadError)")
     run("from causalmad import models, Inputs, Site, CausalmadError\nfor name in models.__all__: getattr(models, name)")
+
+
+def test_a_name_that_is_not_there_is_told_its_nearest() -> None:
+    code = "import causalmad\ntry: causalmad.{}\nexcept AttributeError as error: assert {!r} in str(error), error"
+    run(code.format("calibrators", "causalmad.calibration"))
+    run(code.format("signatures.AttributionPatchin", "causalmad.signatures.AttributionPatching,"))
+    run("import causalmad\nassert not hasattr(causalmad, 'nothing') and not hasattr(causalmad.tasks, '__wrapped__')")

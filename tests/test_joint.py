@@ -8,11 +8,11 @@ import pytest
 import torch
 from sklearn.ensemble import IsolationForest
 
-from causalmad import Detector, FittedDetector, Inputs, catalogue
+from causalmad import Detector, FittedDetector, Inputs, audit, catalogue
 from causalmad.calibration import CalibrationConditional, Conformal, CrossConformal, Mondrian, Weighted, reject
-from causalmad.errors import CalibrationError, FitError, InputsError
+from causalmad.errors import CalibrationError, FitError, InputsError, SpecError
 from causalmad.explanation import OWN
-from causalmad.references import Mahalanobis
+from causalmad.references import Mahalanobis, PerSite, QuantumEntropy
 from causalmad.references.estimators import fit_reference
 from causalmad.signatures import Activations, ResamplingProfile
 from causalmad.testing.toys import toy
@@ -42,7 +42,7 @@ REFERENCES = [Mahalanobis(), IsolationForest(n_estimators=10)]
 @pytest.mark.parametrize("calibrator", CALIBRATORS, ids=str)
 def test_fit_detect_save_load(calibrator, reference, tmp_path):
     detector = Detector(Activations(), reference, calibrator)
-    fitted = detector.fit(MADE.model, named(MADE.trusted), named(POOL), seed=1)
+    fitted = detector.fit(MADE.model, named(MADE.trusted), named(POOL) if detector.compares else None, seed=1)
     fresh = named(MADE.fresh)
     found = fitted.detect(fresh, alpha=0.4)
     assert ((found.p_values > 0) & (found.p_values <= 1)).all()
@@ -168,8 +168,23 @@ def test_inputs_of_the_pool_are_told_from_trusted_ones():
     found = fitted.detect(mixed, alpha=0.4)
     assert found.provenance["also trusted"] == mixed.ids[-1:] and found.provenance["also untrusted"] == mixed.ids[12:14]
     assert "2 are of the untrusted pool" in " ".join(str(found).split())
-    plain = Detector(Activations()).fit(MADE.model, MADE.trusted, POOL)
-    assert plain.detect(mixed, alpha=0.4).provenance["also untrusted"] == ()
+    plain = Detector(Activations(), calibrator=Weighted(("source",)))
+    weighed = plain.fit(MADE.model, named(MADE.trusted), named(POOL))
+    assert weighed.detect(named(mixed), alpha=0.9).provenance["also untrusted"] == ()
+
+
+@pytest.mark.parametrize("pool", [POOL, np.zeros(len(MADE.trusted))], ids=["inputs", "labels"])
+@pytest.mark.parametrize(
+    "reference", [Mahalanobis(), IsolationForest(n_estimators=10), PerSite(), PerSite(PerSite(Mahalanobis()))]
+)
+def test_untrusted_inputs_at_which_nothing_looks_are_refused(reference, pool):
+    detector = Detector(Activations(), reference)
+    assert not detector.compares
+    for fit in (detector.fit, lambda *args: audit(detector, *args)):
+        with pytest.raises(SpecError, match=r"neither .* nor Conformal looks"):
+            fit(MADE.model, MADE.trusted, pool)
+    assert Detector(Activations(), PerSite(QuantumEntropy())).compares
+    assert Detector(Activations(), calibrator=Weighted(("source",))).compares
 
 
 @pytest.mark.parametrize("method", ["bh", "by", "storey", "e-bh"])

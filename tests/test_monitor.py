@@ -147,7 +147,7 @@ def test_what_cannot_be_monitored_is_named():
         Monitor(cross)
     with pytest.raises(CalibrationError, match="can never flag"):
         Monitor(FITTED, alpha=0.001)
-    with pytest.raises(CalibrationError, match="alpha="):
+    with pytest.raises(CalibrationError, match="alarm="):
         Monitor(FITTED, alarm=0)
     monitor = Monitor(FITTED)
     with pytest.raises(cm.CausalmadError):
@@ -173,3 +173,9 @@ def test_batches_get_smaller_where_memory_runs_out():
     finally:
         handle.remove()
     assert fitted.model.batch_size == 4 and [event.p_value for event in events] == wanted.tolist()
+
+
+@pytest.mark.parametrize("alarm", [0, 1, 2, "x"])
+def test_an_alarm_that_is_no_probability_is_called_by_its_name(alarm):
+    with pytest.raises(CalibrationError, match=f"^alarm={alarm!r}"):
+        Monitor(Detector(Activations()).fit(MADE.model, MADE.trusted), 0.2, alarm)

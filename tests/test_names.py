@@ -7,6 +7,7 @@ from sklearn.ensemble import IsolationForest
 
 from causalmad.calibration import Conformal
 from causalmad.detector import Detector
+from causalmad.detectors import detector
 from causalmad.errors import SpecError
 from causalmad.names import detector_text, parse_detector, with_hypothesis
 from causalmad.references import Mahalanobis
@@ -35,10 +36,17 @@ def test_parts_are_what_the_text_says() -> None:
     assert isinstance(parse_detector("activations+isolation-forest").reference, IsolationForest)
 
 
+@pytest.mark.parametrize("name", ["recommended", "activations-lof", " ted "])
+def test_ready_made_detectors_go_by_their_names(name: str) -> None:
+    assert detector_text(parse_detector(name)) == detector_text(detector(name.strip()))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("activations", "activations+mahalanobis"),
+        ("activation", "Try one of: activations |"),
+        ("activation", "'activation+mahalanobis'"),
+        ("", "no detector is called ''"),
         ("activations+", "is no detector"),
         ("a+b+c+d", "is no detector"),
         ("activatons+mahalanobis", "Try one of: activations |"),

@@ -127,3 +127,20 @@ def test_a_stream_is_read_no_further_than_it_is_used(tmp_path: Path) -> None:
     assert [len(next(found)), len(next(found))] == [1, 1]
     with pytest.raises(InputsError, match="line 3 is no JSON"):
         next(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"text,label\nw1 w2,0\n", "pandas.read_csv"),
+        ("a.parquet", b"PAR1\x15\x04\x15\xff\n", "pandas.read_parquet"),
+        ("a.json", b"[\n{}]", "pandas.read_json"),
+        ("a.json", b"[{}]", "pandas.read_json"),
+    ],
+)
+def test_files_of_other_kinds_are_told_how_to_become_lines(tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputsError, match=r"is no JSON|is a list") as caught:
+        read_rows(str(path))
+    assert said in caught.value.tries[0] and "a.jsonl" in caught.value.tries[0]

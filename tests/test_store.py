@@ -13,7 +13,7 @@ from torch import nn
 
 from causalmad import Detector, FittedDetector, Monitor, extract
 from causalmad.cli.files import require_folder
-from causalmad.errors import SpecError, StoreError
+from causalmad.errors import ModelError, SpecError, StoreError
 from causalmad.references import Mahalanobis
 from causalmad.signatures import Activations, AttributionPatching, ResamplingProfile
 from causalmad.targets import ClassLogit
@@ -61,6 +61,11 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, parts):
     assert str(again.detect(MADE.fresh, alpha=0.2)) == str(fitted.detect(MADE.fresh, alpha=0.2))
     again.save(tmp_path / "c")
     assert contents(tmp_path / "c") == contents(tmp_path / "a" / "b")
+
+
+def test_what_is_no_model_is_no_error_of_the_files(saved):
+    with pytest.raises(ModelError, match="a str is no model"):
+        FittedDetector.load(saved, "gpt2")
 
 
 def test_the_files_are_plain_data(saved):
@@ -126,8 +131,6 @@ def test_another_model_is_refused_with_the_first_parameter_that_differs(saved):
         FittedDetector.load(saved, other)
     with pytest.raises(StoreError, match=r"is missing|differs"):
         FittedDetector.load(saved, toy("linear").model)
-    with pytest.raises(StoreError):
-        FittedDetector.load(saved, "no model")
 
 
 class Turned(nn.Module):

@@ -10,6 +10,8 @@ from hypothesis import strategies as draws
 from torch import Tensor
 
 from causalmad.errors import ModelError
+from causalmad.models import open_model
+from causalmad.signatures import AttributionPatching
 from causalmad.targets import (
     ClassLogit,
     Divergence,
@@ -20,6 +22,7 @@ from causalmad.targets import (
     margin,
     two_logits,
 )
+from causalmad.testing.toys import toy
 
 ROWS = draws.integers(2, 6).flatmap(
     lambda k: draws.lists(draws.lists(draws.floats(-20, 20, width=32), min_size=k, max_size=k), min_size=1, max_size=3)
@@ -107,3 +110,14 @@ def test_extremes_stay_finite() -> None:
     same = logits.log_softmax(-1)
     assert divergence(same, same).tolist() == [0.0]
     assert two_logits(torch.tensor([[2.0]])).tolist() == [[0.0, 2.0]] and two_logits(logits) is logits
+
+
+def test_a_target_that_raises_is_blamed_and_not_the_model() -> None:
+    made = toy("mlp", trusted=20)
+
+    def ninth(logits: Tensor) -> Tensor:
+        return logits[:, 99]
+
+    with pytest.raises(ModelError, match=r"^the target .*ninth raised IndexError on logits \(\d+, 3\)") as caught:
+        AttributionPatching(target=ninth).fit(open_model(made.model), made.trusted)
+    assert isinstance(caught.value.__cause__, IndexError)

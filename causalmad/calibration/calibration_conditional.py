@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from causalmad.calibration.base import as_alpha
 from causalmad.calibration.conformal import Conformal, FittedConformal
+from causalmad.config import require_options
 from causalmad.errors import CalibrationError, SpecError, StoreError, nearest
 
 Array = npt.NDArray[np.float64]
@@ -52,6 +53,7 @@ class CalibrationConditional:
     delta: float = 0.1
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.method not in get_args(Method):
             raise SpecError(
                 f"method={self.method!r}",

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from causalmad.calibration.base import as_alpha, as_scores
 from causalmad.calibration.conformal import inputs_needed
+from causalmad.config import require_options
 from causalmad.errors import CalibrationError, SpecError, StoreError
 
 Array = npt.NDArray[np.float64]
@@ -35,6 +36,7 @@ class CrossConformal:
     folds: int = 5
 
     def __post_init__(self) -> None:
+        require_options(self)
         if isinstance(self.folds, bool) or not isinstance(self.folds, int) or self.folds < 2:
             raise SpecError(f"folds={self.folds!r}", needed="a whole number, at least 2", tries=["folds=5"])
 

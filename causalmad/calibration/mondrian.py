@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from causalmad.calibration.base import as_alpha, as_covariate, as_scores, from_text, to_text
 from causalmad.calibration.conformal import Conformal
+from causalmad.config import require_options
 from causalmad.errors import CalibrationError, CausalmadError, SpecError, StoreError
 
 Array = npt.NDArray[np.float64]
@@ -44,6 +45,7 @@ class Mondrian:
     bins: int | None = None
 
     def __post_init__(self) -> None:
+        require_options(self)
         if not self.by or not isinstance(self.by, str):
             raise SpecError(f"by={self.by!r}", needed="a name", tries=["by='class'", "by='length', bins=3"])
         if self.bins is not None and self.bins < 2:

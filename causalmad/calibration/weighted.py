@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from causalmad.calibration.base import as_alpha, as_covariate, as_scores, from_text, to_text
+from causalmad.config import require_options
 from causalmad.errors import CalibrationError, SpecError, StoreError
 
 Array = npt.NDArray[np.float64]
@@ -45,6 +46,7 @@ class Weighted:
     by: tuple[str, ...] = ("length",)
 
     def __post_init__(self) -> None:
+        require_options(self)
         if not isinstance(self.by, tuple) or not self.by:
             raise SpecError(f"by={self.by!r}", needed="a tuple of names, at least one", tries=["by=('length',)"])
 

@@ -52,6 +52,7 @@ def bench(
         step("loading torch", 0, 0)
         from causalmad.config import parse_spec
         from causalmad.evaluation.bench import bench as run
+        from causalmad.evaluation.suites import headline
         from causalmad.evaluation.suites import suite as find
         from causalmad.names import parse_detector
 
@@ -67,7 +68,9 @@ def bench(
     if as_json is not None:
         write_json(as_json, board.to_data())
     if as_json != STANDARD:
-        show(board.table())
+        table = board.table()
+        table.title = f"{headline(wanted.name)}: AUROC over {wanted.seeds} seed{'s' * (wanted.seeds != 1)}"
+        show(table)
     remark(f"{out / 'leaderboard.md'}, leaderboard.csv and leaderboard.json are written", quiet)
 
 

@@ -104,6 +104,8 @@ def _comparison(data: TaskData, results: dict[str, SeedResult], detections: dict
     """Both detectors side by side, then what the surface alone gives."""
     from rich.table import Table
 
+    from causalmad.evaluation.results import said
+
     found = Table(title=f"Flags at alpha = {ALPHA}", title_justify="left")
     found.add_column("detector")
     for heading in ("AUROC", "anomalies flagged", "normals flagged", "fit s", "score s"):
@@ -112,7 +114,7 @@ def _comparison(data: TaskData, results: dict[str, SeedResult], detections: dict
         hits = detections[name].flags[data.labels].mean()
         times = (f"{result.fit_seconds:.1f}", f"{result.score_seconds:.1f}")
         found.add_row(name, f"{result.auroc:.3f}", f"{hits:.1%}", _false_alarms(result), *times)
-    controls = (f"{name} {'none' if v is None else f'{v:.3f}'}" for name, v in results[OURS].controls.items())
+    controls = (f"{said(name)} {'none' if v is None else f'{v:.3f}'}" for name, v in results[OURS].controls.items())
     return [
         found,
         f"Normals are {len(data.normal)} new ones. They are not exchangeable with the trusted inputs (the vocabulary "

@@ -25,7 +25,9 @@ def evaluate(
         ),
     ],
     hypothesis: Hypothesis = None,
-    seeds: Annotated[int, typer.Option(help="How many, from 0 on; each has its own model.", min=1)] = 5,
+    seeds: Annotated[
+        int, typer.Option(help="How many, from 0 on; each has its own model and inputs (from-files: its fit).", min=1)
+    ] = 5,
     cache: Keep = None,
     as_json: Json = None,
     quiet: Quiet = False,

@@ -10,7 +10,7 @@ import typer
 
 from causalmad.cli.claims import Hypothesis, with_claim
 from causalmad.cli.complete import calibrators, references, signatures, whole_detectors
-from causalmad.cli.console import progress, show
+from causalmad.cli.console import progress, remark, show
 from causalmad.cli.files import STANDARD, Json, Keep, require_file, require_folder, write_json
 from causalmad.cli.guard import Debug, Quiet, guarded
 from causalmad.cli.models import Device, Dtype, Model, Task, Tokenizer, choose
@@ -115,6 +115,10 @@ def fit(
         else:
             raise InputsError("no trusted inputs", tries=["--trusted FILE.jsonl", "--trusted -"])
         pool = chosen.untrusted if others is None else as_inputs(others, opened, {**chosen.blocks, **parts})
+        if not spec.compares:
+            pool = None
+            if others is not None:
+                remark(f"Nothing in {text} looks at untrusted inputs: those of {untrusted} play no part.", quiet)
         with fitting_threads(chosen.module):
             if dry_run:
                 from causalmad.cli.plan import plan_fit

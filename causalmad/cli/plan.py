@@ -110,14 +110,14 @@ def counted(module: nn.Module) -> Iterator[Passes]:
 
 def plan_fit(spec: Detector, opened: OpenModel, inputs: Inputs, pool: Inputs | None, seed: int, step: Step) -> Plan:
     """What a fit would take."""
-    from causalmad.references.estimators import asks
+    from causalmad.references.estimators import compares
     from causalmad.splits import split
 
     share = spec.calibration_share
     if share is None and "folds" in inspect.signature(spec.calibrator.fit).parameters:
         share = 2 / 3
     fitting, held = split(inputs, share, seed)
-    others = len(pool) if pool is not None and "untrusted" in asks(spec.reference) else 0
+    others = len(pool) if pool is not None and compares(spec.reference) else 0
     part = inputs[fitting]
 
     def run(size: int) -> Sample:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from causalmad.detectors import CANDIDATES
 from causalmad.errors import CausalmadError, StoreError, TaskError
 from causalmad.evaluation.choosing import Choice, choose
 from causalmad.evaluation.leaderboard import Leaderboard
-from causalmad.evaluation.logs import Log, place
+from causalmad.evaluation.logs import Log, fingerprints, place
 from causalmad.evaluation.protocol import Progress, evaluate_seed
-from causalmad.evaluation.suites import Suite
+from causalmad.evaluation.suites import Suite, headline
 from causalmad.evaluation.workers import workers
 from causalmad.names import parse_detector
 from causalmad.whole import write_whole
@@ -33,7 +33,7 @@ class Job:
         folder: where logs are written.
         task: as it is written on the command line.
         seed: of the task and the fits.
-        detectors: (name, text) of those that have no log yet.
+        detectors: (name, text) of those that have no log yet; all, where model and inputs come from outside.
     """
 
     folder: Path
@@ -45,7 +45,8 @@ class Job:
 def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress: Progress | None = None) -> Leaderboard:
     """Run what is missing of a suite, then read the leaderboard from its logs.
 
-    A killed bench goes on where it was: whatever has a sound log is not run again.
+    A killed bench goes on where it was: whatever has a sound log is not run again. A task whose model or inputs come
+    from outside, such as ``from-files``, is loaded all the same, and run again where any of them or a label changed.
 
     Args:
         suite: tasks, detectors and seeds.
@@ -59,18 +60,19 @@ def bench(suite: Suite, folder: Path, *, processes: int | None = None, progress:
     jobs = [job for seed in range(suite.seeds) for task in suite.tasks if (job := _job(suite, folder, task, seed))]
     missing = sum(len(job.detectors) for job in jobs)
     say = progress or (lambda what, done, total: None)
-    title = f"{suite.name}: runs of a detector on a task and seed"
+    title = f"{headline(suite.name)}: runs of a detector on a task and seed"
     say(title, 0, missing)
     failures: list[str] = []
     if jobs:
-        awaited = [path for job in jobs for path in _places(job)]
+        awaited = {path: _written(path) for job in jobs for path in _places(job)}
         count = min(processes or os.cpu_count() or 1, len(jobs))
         with workers(count) as pool:
             names: dict[Future[None], Job] = {pool.submit(run, job): job for job in jobs}
             running = set(names)
             while running:
                 done, running = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
-                awaited = [path for path in awaited if not path.exists()]
+                over = {path for future in done for path in _places(names[future])}
+                awaited = {p: before for p, before in awaited.items() if p not in over and _written(p) == before}
                 say(title, missing - len(awaited), missing)
                 for future in done:
                     try:
@@ -107,9 +109,15 @@ def run(job: Job) -> None:
     spec = parse_spec("tasks", job.task)
     data = spec.load(job.seed)
     fingerprint = open_model(data.model).fingerprint()
+    wanted = job.detectors
+    if _outside(spec):  # only now is it known whether what is logged is of this model and of these inputs
+        prints = fingerprints(spec, data, fingerprint)
+        wanted = tuple(pair for pair in wanted if not _done(job.folder, job.task, *pair, job.seed, prints))
+        if not wanted:
+            return
     controls = control_aurocs(data, job.seed)
     memo = Memo()
-    for name, text in job.detectors:
+    for name, text in wanted:
         parts = parse_detector(text)
         found: Any
         try:
@@ -141,9 +149,8 @@ def write_leaderboard(board: Leaderboard, folder: Path, choice: Choice | None = 
     folder.mkdir(parents=True, exist_ok=True)
     data = board.to_data() | ({} if choice is None else {"choice": choice.to_data()})
     said = ", ".join(f"{name} {version}" for name, version in board.versions.items())
-    name, _, part = board.suite.partition(" ")
     text = [
-        f"# {name} suite{', in part' if part else ''}",
+        f"# {headline(board.suite)}",
         f"`causalmad bench --suite {board.suite} --out DIR`; {said}.",
         f"Mean AUROC over {len(board.seeds)} seeds, with 95 % bootstrap intervals over inputs and seeds.",
         *([] if choice is None else [choice.to_markdown()]),
@@ -155,17 +162,31 @@ def write_leaderboard(board: Leaderboard, folder: Path, choice: Choice | None = 
 
 def _job(suite: Suite, folder: Path, task: str, seed: int) -> Job | None:
     """What is missing of a task and seed, or was made otherwise; None where all is there."""
-    missing = [(name, text) for name, text in suite.detectors.items() if not _done(folder, task, name, text, seed)]
+    pairs, outside = suite.detectors.items(), _outside(parse_spec("tasks", task))
+    missing = [(name, text) for name, text in pairs if outside or not _done(folder, task, name, text, seed)]
     return Job(folder, task, seed, tuple(missing)) if missing else None
 
 
-def _done(folder: Path, task: str, name: str, text: str, seed: int) -> bool:
-    """Whether there is a sound log of this very detector on this very task."""
+def _outside(spec: object) -> bool:
+    """Whether a task's model or inputs follow from more than its options and seed."""
+    return bool(getattr(spec, "outside", False))
+
+
+def _done(folder: Path, task: str, name: str, text: str, seed: int, prints: Mapping[str, str] | None = None) -> bool:
+    """Whether there is a sound log of this very detector on this very task, and of what it gives now (``prints``)."""
     try:
         log = Log.read(place(folder, task, name, seed))
     except StoreError:
         return False
-    return log.made_by(parse_spec("tasks", task), parse_detector(text))
+    return log.made_by(parse_spec("tasks", task), parse_detector(text), prints)
+
+
+def _written(path: Path) -> int | None:
+    """When a log was written, None where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _places(job: Job) -> Iterable[Path]:

@@ -21,6 +21,7 @@ from causalmad.detector import Detector
 from causalmad.errors import CausalmadError, StoreError
 from causalmad.evaluation.bootstrap import Scored
 from causalmad.evaluation.results import SeedResult
+from causalmad.inputs import Inputs
 from causalmad.provenance import revision, versions
 from causalmad.tasks.base import Task, TaskData
 from causalmad.whole import read_whole, write_whole
@@ -108,7 +109,7 @@ class Log:
             },
             "versions": versions(),
             "revision": revision(),
-            "fingerprints": {"model": fingerprint, "test": _hash("".join(data.test.digests).encode())},
+            "fingerprints": fingerprints(spec, data, fingerprint),
             "card": {
                 key: data.card[key] for key in ("mechanism", "version", "accuracy", "exchangeable") if key in data.card
             },
@@ -126,8 +127,16 @@ class Log:
         }
         return cls(task, detector, data.seed, content)
 
-    def made_by(self, spec: Task, parts: Detector) -> bool:
-        """Whether the run is of this task, of its present version, and of this detector with these options."""
+    def made_by(self, spec: Task, parts: Detector, prints: Mapping[str, str] | None = None) -> bool:
+        """Whether the run is of this task, of its present version, and of this detector with these options.
+
+        Args:
+            spec: the task.
+            parts: the detector.
+            prints: :func:`fingerprints` of what the task gives now; None where it follows from options and seed.
+        """
+        if prints is not None and prints != self.content.get("fingerprints"):
+            return False
         known = {"task": _options(spec), "detector": _arguments(parts), "seed": self.seed}
         version = self.content.get("card", {}).get("version", spec.version)
         return bool(version == spec.version and json.loads(json.dumps(known)) == self.content.get("arguments"))
@@ -172,6 +181,22 @@ class Log:
             raise StoreError(f"{path} is no log: {wrong}", tries=["delete it and run the command again"])
         task, detector, seed = (content.pop(key) for key in ("task", "detector", "seed"))
         return cls(task, detector, seed, content)
+
+
+def fingerprints(spec: Task, data: TaskData, model: str) -> dict[str, str]:
+    """Hashes of a task's model and test inputs; where they come from outside, of all its inputs and labels.
+
+    Args:
+        spec: the task.
+        data: what it gave.
+        model: the fingerprint of its model.
+    """
+    found = {"model": model, "test": _hash("".join(data.test.digests).encode())}
+    if getattr(spec, "outside", False):
+        parts = {"trusted": data.trusted, "normal": data.normal, "untrusted": data.untrusted}
+        found |= {name: _inputs_hash(inputs) for name, inputs in parts.items() if inputs is not None}
+        found["labelled test"] = _hash(f"{_inputs_hash(data.test)}{data.labels.tolist()}".encode())
+    return found
 
 
 def place(folder: Path, task: str, detector: str, seed: int) -> Path:
@@ -248,6 +273,16 @@ def _arguments(parts: Detector) -> dict[str, Any]:
         except CausalmadError:
             found[name] = repr(part)
     return found
+
+
+def _inputs_hash(inputs: Inputs) -> str:
+    """Of everything that a run may depend on: ids, contents, columns, blocks."""
+    digest = hashlib.sha256(repr((inputs.ids, inputs.digests)).encode("utf-8", "surrogatepass"))
+    for name, values in sorted(inputs.columns.items()):
+        digest.update(repr((name, values.tolist())).encode("utf-8", "surrogatepass"))
+    for name in sorted(inputs.blocks):
+        digest.update(repr((name, inputs.block_mask(name).tolist())).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _hash(data: bytes) -> str:

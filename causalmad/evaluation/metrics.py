@@ -64,10 +64,11 @@ def tpr_at_fpr(labels: npt.ArrayLike, scores: npt.ArrayLike, fpr: float) -> floa
 
 
 def interval95(values: npt.ArrayLike) -> tuple[float, float]:
-    """Student's 95 % interval (lo, hi) of the mean of independent values, such as one AUROC per seed.
+    """Student's 95 % interval (lo, hi) of the mean of independent values, as of models on their own inputs.
 
-    One value has no interval: (nan, nan). It supposes that means are about normal, and so may reach past a metric's
-    bounds when the values are few or close to them.
+    Values on the same inputs are not independent: what other inputs would have given is then not in it. One value has
+    no interval: (nan, nan). It supposes that means are about normal, and so may reach past a metric's bounds when the
+    values are few or close to them.
 
     Raises:
         InputsError: when there are no values.

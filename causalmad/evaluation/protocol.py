@@ -45,9 +45,11 @@ def evaluate(
 ) -> Evaluation:
     """A detector on a task, over several seeds; each has its own model, data and fit, and the controls beside it.
 
+    A task of your own files has one model and one set of test inputs for all seeds: they then differ in the fit alone.
+
     Args:
         task: a task, or its text such as ``induction-lookup[shift=true]``.
-        detector: a detector, or its text such as ``activations+mahalanobis``.
+        detector: a detector, its text such as ``activations+mahalanobis``, or a ready-made one's name.
         seeds: how many (from 0 on), or which.
         progress: called with what is being done.
         cache: a folder that keeps signatures, see :func:`causalmad.extract`; the times are then those of a reading.
@@ -62,7 +64,7 @@ def evaluate(
     spec: Task = parse_spec("tasks", task) if isinstance(task, str) else task
     parts = parse_detector(detector) if isinstance(detector, str) else detector
     say = progress or _silent
-    results, name = [], ""
+    results, name, tested = [], "", set[str]()
     for seed in chosen:
         data = spec.load(seed, progress=lambda done, total, seed=seed: say(f"seed {seed}: training", done, total))  # type: ignore[misc]
         what = f"seed {seed}: fitting and scoring"
@@ -70,9 +72,11 @@ def evaluate(
         results.append(evaluate_seed(data, parts, seed, cache=cache, told=partial(say, what))[0])
         say(what, 1, 1)
         name = data.name
+        tested.add("".join(data.test.digests))
     wanted = task if isinstance(task, str) else name
     text = detector if isinstance(detector, str) else detector_text(parts)
-    return Evaluation(wanted, text, tuple(results), versions())
+    shared = bool(getattr(spec, "outside", False)) and len(tested) == 1
+    return Evaluation(wanted, text, tuple(results), versions(), shared)
 
 
 def evaluate_seed(
@@ -114,7 +118,8 @@ def _evaluate_seed(
 ) -> tuple[SeedResult, FittedDetector]:
     started = _now(memo)
     remembering = detector if memo is None else memo.of(detector)
-    fitted = remembering.fit(model, data.trusted, data.untrusted, seed=seed, cache=cache)
+    pool = data.untrusted if detector.compares else None
+    fitted = remembering.fit(model, data.trusted, pool, seed=seed, cache=cache)
     fit_seconds = _now(memo) - started
     started = _now(memo)
     found = fitted.detect(data.test, _reachable(fitted), cache=cache)
@@ -146,6 +151,7 @@ def _evaluate_seed(
         scores,
         found.p_values,
         normal,
+        data.labels,
     )
     return result, fitted
 

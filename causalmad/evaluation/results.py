@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.evaluation.bootstrap import DRAWS, Scored, task_draws
 from causalmad.evaluation.metrics import interval95
 
+SKYLINES = ("input-skyline", "activation-skyline")  # controls that are given the labels
+
 Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class SeedResult:
         scores: (n_test,) anomaly scores of the test inputs.
         p_values: (n_test,) their p-values.
         normal_p_values: (n_normal,) p-values of the fresh normal inputs.
+        labels: (n_test,) True = anomalous.
     """
 
     seed: int
@@ -56,6 +61,7 @@ class SeedResult:
     scores: Floats = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
     p_values: Floats = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
     normal_p_values: Floats = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+    labels: Flags = field(default_factory=lambda: np.empty(0, dtype=bool), repr=False, compare=False)
 
     def to_data(self) -> dict[str, Any]:
         """The numbers as JSON data; the controls stand with the evaluation, single inputs in a log."""
@@ -85,12 +91,15 @@ class Evaluation:
         detector: the detector as it is written there.
         seeds: one result each.
         versions: of what the numbers depend on.
+        shared: whether all seeds have the model and the test inputs in common, as with files of one's own. The seeds
+            then tell nothing of what other test inputs would have changed.
     """
 
     task: str
     detector: str
     seeds: tuple[SeedResult, ...]
     versions: Mapping[str, str]
+    shared: bool = False
 
     @property
     def auroc(self) -> float:
@@ -108,14 +117,25 @@ class Evaluation:
         names = dict.fromkeys(name for result in self.seeds for name in result.controls)
         return {name: tuple(result.controls.get(name) for result in self.seeds) for name in names}
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean AUROC, within 0 and 1; (nan, nan) where it is not known.
+
+        Where every seed has its own model and test inputs, Student's over the seeds, which takes two of them. Where all
+        share these, a bootstrap over test inputs and seeds, for this one model.
+        """
+        return shared_interval([Scored(r.labels, r.scores) for r in self.seeds]) if self.shared else _over_seeds(self)
+
     def to_data(self) -> dict[str, Any]:
-        """The evaluation as JSON data; an interval over one seed is ``[null, null]``."""
+        """The evaluation as JSON data; an interval that is not known is ``[null, null]``."""
         return {
             "task": self.task,
             "detector": self.detector,
             "seeds": [result.to_data() for result in self.seeds],
-            "auroc": {**_summary([result.auroc for result in self.seeds]), "worst": self.worst},
-            "controls": {name: {**_summary(values), "seeds": list(values)} for name, values in self.controls.items()},
+            "auroc": {"mean": self.auroc, "ci95": _ends(self.interval), "worst": self.worst},
+            "controls": {
+                name: {**_summary(values, self.shared), "seeds": list(values)} for name, values in self.controls.items()
+            },
             "versions": dict(self.versions),
         }
 
@@ -146,37 +166,82 @@ class Evaluation:
             title_justify="left",
             caption_justify="left",
         )
-        headings = ["AUROC", "AP", *(f"TPR at FPR {r}" for r in rates), *(f"false flags at {a}" for a in alphas)]
+        headings = [
+            "AUROC",
+            "AP",
+            *(f"TPR at FPR {r}" for r in rates),
+            *(f"false flags at {a} and 99 % interval" for a in alphas),
+        ]
         for heading in ("seed", *headings, "fit s", "score s"):
             each.add_column(heading, justify="right")
         for result in self.seeds:
-            shares = (*result.tpr_at_fpr.values(), *result.fpr_at_alpha.values())
+            flagged = [_flagged(share, result.fpr_interval99.get(a)) for a, share in result.fpr_at_alpha.items()]
             times = (f"{result.fit_seconds:.1f}", f"{result.score_seconds:.1f}")
-            each.add_row(str(result.seed), *map(_number, (result.auroc, result.average_precision, *shares)), *times)
+            numbers = map(_number, (result.auroc, result.average_precision, *result.tpr_at_fpr.values()))
+            each.add_row(str(result.seed), *numbers, *flagged, *times)
         both = Table(title="AUROC beside the surface controls", title_justify="left")
         for heading, side in (("", "left"), ("mean", "right"), ("95 % interval", "right"), ("lowest", "right")):
             both.add_column(heading, justify=side)  # type: ignore[arg-type]
-        ours = tuple(result.auroc for result in self.seeds)
-        for name, values in ((f"{self.detector} (this detector)", ours), *self.controls.items()):
-            both.add_row(Text(name), *_cells(values))
+        ours = {"mean": self.auroc, "ci95": _ends(self.interval)}
+        both.add_row(Text(f"{self.detector} (this detector)"), *_cells(ours, [result.auroc for result in self.seeds]))
+        for name, values in self.controls.items():
+            both.add_row(Text(said(name)), *_cells(_summary(values, self.shared), values))
         return each, both
 
 
-def _summary(values: list[float] | tuple[float | None, ...]) -> dict[str, Any]:
-    """Mean and interval of the values that there are."""
+def said(control: str) -> str:
+    """A control as it is printed: those that are given the labels say so."""
+    return f"{control} (uses labels)" if control in SKYLINES else control
+
+
+def shared_interval(seeds: Sequence[Scored], *, draws: int = DRAWS) -> tuple[float, float]:
+    """95 % percentile interval of the mean AUROC of several fits that were scored on the same test inputs.
+
+    Each draw takes as many test inputs of either kind with replacement, the same for all fits, and as many fits as
+    there are. Draws of their own for each fit would count the same inputs several times.
+
+    Args:
+        seeds: one for each fit, with the same labels in the same order.
+        draws: how many.
+    """
+    each = np.concatenate([task_draws([[one]], draws=draws) for one in seeds], axis=1)  # equal seeds: the same inputs
+    chosen = np.random.default_rng(1).integers(0, len(seeds), each.shape)
+    low, high = np.percentile(np.take_along_axis(each, chosen, axis=1).mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _over_seeds(found: Evaluation) -> tuple[float, float]:
+    return _clipped(interval95([result.auroc for result in found.seeds]))
+
+
+def _clipped(ends: tuple[float, float]) -> tuple[float, float]:
+    """An interval of an AUROC, which is nowhere else than from 0 to 1; NaN stays."""
+    return float(np.clip(ends[0], 0, 1)), float(np.clip(ends[1], 0, 1))
+
+
+def _ends(interval: tuple[float, float]) -> list[float | None]:
+    return [None if math.isnan(end) else end for end in interval]
+
+
+def _summary(values: tuple[float | None, ...], shared: bool) -> dict[str, Any]:
+    """Mean and interval of a control's values; on shared test inputs they are no independent ones."""
     found = [value for value in values if value is not None]
     if not found:
         return {"mean": None, "ci95": [None, None]}
-    ends = interval95(found)
-    return {"mean": float(np.mean(found)), "ci95": [None if math.isnan(end) else end for end in ends]}
+    ends = [None, None] if shared else _ends(_clipped(interval95(found)))
+    return {"mean": float(np.mean(found)), "ci95": ends}
 
 
-def _cells(values: tuple[float | None, ...]) -> tuple[str, str, str]:
-    summary = _summary(values)
+def _cells(summary: Mapping[str, Any], values: Sequence[float | None]) -> tuple[str, str, str]:
     low, high = summary["ci95"]
     found = [value for value in values if value is not None]
     span = "" if low is None else f"{low:.3f} to {high:.3f}"
     return _number(summary["mean"]), span, _number(min(found) if found else None)
+
+
+def _flagged(share: float | None, interval: tuple[float, float] | None) -> str:
+    """A share of normal inputs flagged; below it where 99 % of such shares lie, if that is known."""
+    return _number(share) if interval is None else f"{_number(share)}\n{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def _number(value: float | None) -> str:

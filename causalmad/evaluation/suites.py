@@ -44,6 +44,18 @@ class Suite:
         return Suite(name, known or self.tasks, detectors or self.detectors, seeds or self.seeds)
 
 
+def headline(name: str) -> str:
+    """A suite as a title: one of which both tasks and detectors were replaced is no longer that suite.
+
+    Args:
+        name: of the suite, with the options that narrowed it.
+    """
+    suite, *said = name.split()
+    if {"--task", "--detector"} <= set(said):
+        return "chosen tasks and detectors"
+    return f"{suite} suite, in part" if said else f"{suite} suite"
+
+
 _QUICK = ("gate-digits", "gate-digits-obfuscated", "induction-lookup[shift=true]")
 # One task of each kind at least; the last ones are null: nothing about them is anomalous.
 _CORE = (

@@ -1,5 +1,5 @@
 """Signatures of any number of inputs: kept on disk, resumed after a kill, computed here or on many machines."""
 
-import lazy_loader
+from causalmad.lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -121,7 +121,15 @@ def extract(
 def rows_of(signature: FittedSignature, spec: Any, model: OpenModel, cache: Keeps, inputs: Inputs) -> Signatures:
     """Signatures of inputs, all in memory: through a cache where there is one, and within memory where it is short."""
     if cache is None and not model.batching.auto:
-        return signature(inputs)
+        found: Any = signature(inputs)
+        if not isinstance(found, Signatures) or np.shape(found.values) != (len(inputs), len(found.columns)):
+            shape = f" with values {np.shape(found.values)}" if isinstance(found, Signatures) else ""
+            raise SpecError(
+                f"{type(spec).__name__} gave a {type(found).__name__}{shape} for {len(inputs)} inputs",
+                needed="causalmad.signatures.Signatures: ids, columns and values (inputs, columns)",
+                tries=["docs/how-to/add-a-signature.md", "causalmad check my_package.my_module:MySignature"],
+            )
+        return found
     return extract(signature, inputs, cache=cache, spec=spec, model=model).signatures
 
 

@@ -44,13 +44,20 @@ def open_model(
         The opened model.
 
     Raises:
-        ModelError: when there is no module in ``model``, or no such engine.
+        ModelError: when there is no module in ``model``, no such engine, or ``tokenizer`` cannot be called.
 
     Example:
         >>> from torch import nn
         >>> open_model(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))).sites("layers")
         (Site(path='1', side='output', element=None, heads=(), neurons=(), position=None, head_count=0, subspace=None),)
     """
+    if tokenizer is not None and not callable(tokenizer):
+        raise ModelError(
+            f"tokenizer={tokenizer!r}",
+            needed="something that turns a list of texts into {'input_ids': ...}",
+            causes=["its name or folder in place of the tokenizer"] if isinstance(tokenizer, str) else [],
+            tries=[f"AutoTokenizer.from_pretrained({tokenizer if isinstance(tokenizer, str) else 'path'!r})"],
+        )
     if isinstance(model, OpenModel):
         same = engine in (None, model.engine.name) and not remote
         return replace(

@@ -31,8 +31,20 @@ def resolve(
     """
     if isinstance(what, (str, Site)):
         return _one(module, architecture, what)
+    wrong = next((item for item in (what if isinstance(what, (tuple, list)) else [what]) if not _named(item)), None)
+    if wrong is not None:
+        own = [repr(path) for path, part in module.named_modules() if part is wrong and path]
+        raise SiteError(
+            f"a {type(wrong).__name__} is no site",
+            needed="its path in the model as a text, a role such as 'residual', a Site, or several of them",
+            tries=own or [repr(path) for path, _ in list(module.named_modules())[1:4]],
+        )
     sites = [site for item in what for site in _one(module, architecture, item)]
     return tuple(dict.fromkeys(sites))
+
+
+def _named(what: object) -> bool:
+    return isinstance(what, (str, Site))
 
 
 def _one(module: nn.Module, architecture: Architecture | None, what: str | Site) -> tuple[Site, ...]:

@@ -1,5 +1,5 @@
 """Scores of rows of numbers against a fit on trusted rows."""
 
-import lazy_loader
+from causalmad.lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.config import require_options
 from causalmad.errors import InputsError, SpecError
 from causalmad.references.base import as_rows, resolution
 from causalmad.references.pool import trusted_and_pool
@@ -43,6 +44,7 @@ class ActivationClustering:
     components: int = 10
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.components < 1:
             raise SpecError(f"components={self.components!r}", needed="a whole number of at least 1")
 

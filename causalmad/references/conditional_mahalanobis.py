@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError, StoreError, nearest
 from causalmad.references.base import as_rows
 from causalmad.references.chunks import Passes, folds
@@ -48,6 +49,7 @@ class ConditionalMahalanobis:
     residual: Mahalanobis = field(default_factory=Mahalanobis)
 
     def __post_init__(self) -> None:
+        require_options(self)
         if not isinstance(self.residual, Mahalanobis):
             raise SpecError(
                 f"residual={self.residual!r}",

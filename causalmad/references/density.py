@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError, nearest
 from causalmad.references.base import as_rows, resolution
 from causalmad.references.state import frozen, restored
@@ -51,6 +52,7 @@ class Density:
     components: int = 10
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.method not in METHODS:
             raise SpecError(
                 f"method={self.method!r} is unknown",

@@ -82,6 +82,12 @@ def asks(reference: object) -> frozenset[str]:
     return frozenset(inspect.signature(reference.fit).parameters) & {"seed", *_KEYWORDS}
 
 
+def compares(reference: object) -> bool:
+    """Whether a reference, or the one inside it, looks at untrusted rows."""
+    inner = getattr(reference, "reference", None)
+    return "untrusted" in asks(reference) and (inner is None or compares(inner))
+
+
 def require_untrusted(reference: object, untrusted: object | None) -> None:
     """Nothing, where a reference has what it compares with.
 

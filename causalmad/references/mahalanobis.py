@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError, StoreError, nearest
 from causalmad.references.base import as_rows
 from causalmad.references.chunks import Chunks, Passes, subsample
@@ -71,6 +72,7 @@ class Mahalanobis:
     rank: int = 16
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.covariance not in COVARIANCES:
             raise SpecError(
                 f"covariance={self.covariance!r} is unknown",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError, StoreError
 from causalmad.references.base import as_rows, resolution
 from causalmad.references.covariance import Spread
@@ -44,6 +45,7 @@ class NearestNeighbours:
     most: int = 20_000
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.k is not None and self.k < 1:
             raise SpecError(f"k={self.k!r}", needed="a whole number of at least 1, or None")
         if self.most < 1:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError, StoreError, nearest
 from causalmad.references.base import FittedReference, Reference, anomaly_scores, as_rows
 from causalmad.references.chunks import folds
@@ -61,6 +62,7 @@ class PerSite:
     each: Literal["site", "part"] = "site"
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.each not in ("site", "part"):
             raise SpecError(f"each={self.each!r}", needed="'site' or 'part'")
         if self.combine not in COMBINATIONS:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import InputsError, SpecError
 from causalmad.references.base import as_rows, resolution
 from causalmad.references.covariance import Spread
@@ -54,6 +55,7 @@ class PositiveUnlabelled:
     steps: int = 300
 
     def __post_init__(self) -> None:
+        require_options(self)
         if not 0 < self.normal_share < 1:
             raise SpecError(f"normal_share={self.normal_share!r}", needed="a share between 0 and 1")
         if self.hidden < 0 or self.steps < 1:

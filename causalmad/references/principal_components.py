@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError
 from causalmad.references.base import as_rows
 from causalmad.references.chunks import Chunks, Passes, folds
@@ -49,6 +50,7 @@ class PrincipalComponents:
     components: int | float = 0.95
 
     def __post_init__(self) -> None:
+        require_options(self)
         whole = isinstance(self.components, int) and self.components >= 1
         if isinstance(self.components, bool) or not (whole or 0 < self.components < 1):
             raise SpecError(

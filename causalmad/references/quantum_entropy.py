@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
+from causalmad.config import require_options
 from causalmad.errors import SpecError
 from causalmad.references.base import resolution
 from causalmad.references.pool import trusted_and_pool
@@ -47,6 +48,7 @@ class QuantumEntropy:
     alpha: float = 4.0
 
     def __post_init__(self) -> None:
+        require_options(self)
         if not 0 <= self.alpha < np.inf:
             raise SpecError(f"alpha={self.alpha!r}", needed="a number of at least 0", tries=["alpha=4.0"])
 

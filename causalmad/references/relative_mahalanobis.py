@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError
 from causalmad.moments import Moments
 from causalmad.references.base import as_rows, resolution
@@ -56,6 +57,7 @@ class RelativeMahalanobis:
     rcond: float = 1e-6
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.covariance not in SHRUNK:
             raise SpecError(f"covariance={self.covariance!r} is unknown", needed=", ".join(SHRUNK))
         if not 0 < self.rcond < 1:

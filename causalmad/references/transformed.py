@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError, nearest
 from causalmad.references.base import FittedReference, Reference, as_rows
 from causalmad.references.chunks import Passes
@@ -56,6 +57,7 @@ class Transformed:
     transform: str = "rank"
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.transform not in TRANSFORMS:
             raise SpecError(
                 f"transform={self.transform!r} is unknown",

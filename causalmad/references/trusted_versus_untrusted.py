@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError, StoreError
 from causalmad.references.base import as_rows, resolution
 from causalmad.references.covariance import Spread
@@ -47,6 +48,7 @@ class TrustedVersusUntrusted:
     strength: float = 0.01
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.folds < 2:
             raise SpecError(f"folds={self.folds!r}", needed="a whole number of at least 2")
         if not 0 < self.strength < np.inf:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
 
+from causalmad.config import require_options
 from causalmad.errors import SpecError
 from causalmad.references.base import resolution
 from causalmad.references.pool import trusted_and_pool
@@ -44,6 +45,7 @@ class TwoGaussians:
     iterations: int = 100
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.iterations < 1:
             raise SpecError(f"iterations={self.iterations!r}", needed="a whole number of at least 1")
 

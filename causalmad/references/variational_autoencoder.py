@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError
 from causalmad.references.base import as_rows, resolution
 from causalmad.references.covariance import Spread
@@ -52,6 +53,7 @@ class VariationalAutoencoder:
     beta: float = 0.1
 
     def __post_init__(self) -> None:
+        require_options(self)
         for name in ("latents", "hidden", "steps"):
             if getattr(self, name) < 1:
                 raise SpecError(f"{name}={getattr(self, name)!r}", needed="a whole number of at least 1")

@@ -1,5 +1,5 @@
 """The report: one HTML file that shows what was flagged and why, and needs nothing from anywhere else."""
 
-import lazy_loader
+from causalmad.lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from causalmad.errors import InputsError, SpecError
+from causalmad.errors import InputsError, SpecError, StoreError
 from causalmad.report.charts import Chart, p_histogram, roc, score_histogram
 from causalmad.report.claims import Graph
 from causalmad.report.contents import Report
@@ -33,7 +34,7 @@ def write_report(
     path: str | Path,
     detection: Detection,
     *,
-    inputs: Inputs | None = None,
+    inputs: Any = None,
     labels: npt.ArrayLike | None = None,
     normal: npt.ArrayLike | None = None,
     hypothesis: Hypothesis | None = None,
@@ -49,10 +50,12 @@ def write_report(
         The path.
 
     Raises:
-        CausalmadError: as :func:`report_of`; or jinja2 is not installed (``pip install 'causalmad[report]'``).
+        CausalmadError: as :func:`report_of`; or it cannot be written there, or jinja2 is not installed (``pip install
+            'causalmad[report]'``).
     """
+    place = _place(path)
     return _write(
-        path,
+        place,
         report_of(
             detection,
             inputs=inputs,
@@ -71,7 +74,7 @@ def write_report(
 def report_of(
     detection: Detection,
     *,
-    inputs: Inputs | None = None,
+    inputs: Any = None,
     labels: npt.ArrayLike | None = None,
     normal: npt.ArrayLike | None = None,
     hypothesis: Hypothesis | None = None,
@@ -85,7 +88,8 @@ def report_of(
 
     Args:
         detection: what was found.
-        inputs: what it was found on; tokens are then shown, coloured by what their positions contribute.
+        inputs: what it was found on, as Inputs, or with ``detector`` whatever it takes; tokens are then shown, coloured
+            by what their positions contribute.
         labels: (n,) True = anomalous, where that is known.
         normal: (m,) p-values of fresh normal inputs, of which about a share alpha should be flagged.
         hypothesis: the claim that the signature tests; the parts that fail are marked.
@@ -103,6 +107,7 @@ def report_of(
     _require_top(top_columns)
     if not len(detection):
         raise InputsError("a detection of no inputs", needed="at least one input to report")
+    inputs = _read(inputs, detector)
     if inputs is not None and inputs.ids != detection.ids:
         raise InputsError("inputs with other ids than the detection's", needed="the inputs that it was made on")
     count, columns = len(detection), detection.signatures.columns
@@ -161,8 +166,9 @@ def write_report_from_rows(
     Raises:
         CausalmadError: as :func:`report_of_rows`; or jinja2 is not installed (``pip install 'causalmad[report]'``).
     """
+    place = _place(path)
     return _write(
-        path,
+        place,
         report_of_rows(
             rows,
             inputs=inputs,
@@ -209,6 +215,7 @@ def report_of_rows(
     _require_top(top_columns)
     require_rows(rows)
     ids = tuple(str(row["id"]) for row in rows)
+    inputs = _read(inputs, None)
     if inputs is not None and inputs.ids != ids:
         raise InputsError("inputs with other ids than the lines'", needed="the inputs that they were made of")
     columns, trusted = columns_of(rows)
@@ -249,8 +256,46 @@ def _require_top(count: int) -> None:
         raise SpecError(f"top_columns={count}", needed="at least 1")
 
 
-def _write(path: str | Path, report: Report) -> Path:
-    return write_whole(Path(path), [render(report)])
+def _write(path: Path, report: Report) -> Path:
+    try:
+        return write_whole(path, [render(report)])
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def _place(path: str | Path) -> Path:
+    """A path whose folder is there, so that nothing is computed for a place that cannot be.
+
+    Raises:
+        StoreError: when it is a folder, or its folder cannot be made.
+    """
+    place = Path(path)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    except OSError as error:
+        raise _unwritten(place, error) from error
+    return place
+
+
+def _unwritten(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"{path} cannot be written: {error.strerror}", needed="a path such as report.html")
+
+
+def _read(inputs: Any, detector: FittedDetector | None) -> Inputs | None:
+    """The inputs of a report, read as the detector reads them."""
+    from causalmad.inputs import Inputs
+
+    if inputs is None or isinstance(inputs, Inputs):
+        return inputs
+    if detector is None:
+        raise InputsError(
+            f"inputs={type(inputs).__name__}, which only a model can read",
+            needed="causalmad.Inputs",
+            tries=["inputs=open_model(model, tokenizer=tokenizer).inputs(texts)", "detector=fitted, which reads them"],
+        )
+    return detector.model.inputs(inputs)
 
 
 def _labels(labels: npt.ArrayLike | None, count: int) -> Flags | None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -74,6 +75,7 @@ class AtpStar:
     log: bool = True
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.baseline not in ("mean", "donors"):
             raise FitError(f"baseline={self.baseline!r}", needed="'mean' or 'donors'")
         if self.donors < 1:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.hypotheses.donors import from_end
 from causalmad.inputs import Batch, Inputs
@@ -55,6 +56,7 @@ class AttentionPatterns:
     places: bool = False
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.top < 1:
             raise FitError(f"top={self.top}", needed="at least 1")
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -84,6 +85,7 @@ class AttributionPatching:
     components: int = 10
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.baseline not in KINDS:
             raise FitError(f"baseline={self.baseline!r}", needed=" or ".join(map(repr, KINDS)))
         if self.steps < 1 or self.donors < 1 or self.components < 1:

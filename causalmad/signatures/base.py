@@ -34,7 +34,7 @@ class Column:
     block: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Signatures:
     """Signatures of some inputs.
 
@@ -50,6 +50,11 @@ class Signatures:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        """How many, and of which columns, in a line."""
+        few = [column.name for column in (*self.columns[:1], *self.columns[1:][-1:])]
+        return f"Signatures({len(self):,} inputs, {len(self.columns):,} columns: {' ... '.join(few)})"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, SiteError, nearest
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -70,6 +71,7 @@ class Captum:
     donors: int = 4
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.method not in METHODS:
             raise FitError(
                 f"no method {self.method!r} here",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.hypotheses import Hypothesis
 from causalmad.hypotheses.bench import Bench
@@ -53,6 +54,7 @@ class CausalScrubbing:
     unclaimed: Unclaimed = "shared"
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.draws < 1 or self.unclaimed not in ("shared", "separate"):
             raise FitError(f"draws={self.draws}, unclaimed={self.unclaimed!r}", needed="draws >= 1, shared or separate")
 

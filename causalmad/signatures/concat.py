@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from causalmad.catalogue import name_of
+from causalmad.config import require_options
 from causalmad.errors import FitError, SpecError
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
@@ -47,6 +48,7 @@ class Concat:
     signatures: tuple[Signature, ...] = (Activations(), AttributionPatching())
 
     def __post_init__(self) -> None:
+        require_options(self)
         if not isinstance(self.signatures, tuple) or not self.signatures:
             raise FitError(f"signatures={self.signatures!r}", needed="a tuple of at least one signature")
         for spec in self.signatures:

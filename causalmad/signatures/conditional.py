@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, ModelError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -81,6 +82,7 @@ class Conditional:
     on: str | Signature = "logits"
 
     def __post_init__(self) -> None:
+        require_options(self)
         require_signature(self.signature, "signature")
         if isinstance(self.on, str) and self.on not in _KINDS:
             raise FitError(f"on={self.on!r}", needed="a signature, or one of these", tries=list(map(repr, _KINDS)))

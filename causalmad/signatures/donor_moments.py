@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.hypotheses import Donors
 from causalmad.inputs import Inputs
@@ -57,6 +58,7 @@ class DonorMoments:
     target: Target | Readout = field(default_factory=TopMargin)
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.draws < 2 or self.classes < 1:
             raise FitError(f"draws={self.draws}, classes={self.classes}", needed="at least 2 draws and 1 class")
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.hypotheses import Donors
 from causalmad.hypotheses.edge_attribution import EdgeAttributor
@@ -62,6 +63,7 @@ class EdgeAttribution:
     target: Target | Readout = field(default_factory=TopMargin)
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.steps < 1 or self.donors < 1 or (self.most is not None and self.most < 1):
             raise FitError(f"steps={self.steps}, donors={self.donors}, most={self.most}", needed="at least 1 of each")
         if not 0 < self.support < 1:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.hypotheses import Donors
 from causalmad.inputs import Inputs
@@ -65,6 +66,7 @@ class ExactAblation:
     target: Target | Readout = field(default_factory=TopMargin)
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.donors < 1 or self.most < 2:
             raise FitError(f"donors={self.donors}, most={self.most}", needed="at least 1 donor, and 2 units to pair")
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
+from causalmad.config import require_options
 from causalmad.errors import CausalmadError, FitError, ModelError
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
@@ -63,6 +64,7 @@ class FinetuningShift:
     decay: float = 0.01
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.epochs < 1 or not 0 < self.rate < np.inf or not 0 <= self.decay < np.inf:
             options = f"epochs={self.epochs}, rate={self.rate}, decay={self.decay}"
             raise FitError(options, needed="epochs >= 1, rate > 0, decay >= 0")

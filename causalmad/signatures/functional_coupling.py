@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -61,6 +62,7 @@ class FunctionalCoupling:
     trusted: int = 200
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.draws < 3 or not self.noise > 0 or self.top < 1 or self.trusted < 2:
             options = f"draws={self.draws}, noise={self.noise}, top={self.top}, trusted={self.trusted}"
             raise FitError(options, needed="draws >= 3, noise > 0, top >= 1, trusted >= 2")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -50,6 +51,7 @@ class GradientNorms:
     target: Target | Readout = field(default_factory=TopMargin)
 
     def __post_init__(self) -> None:
+        require_options(self)
         if isinstance(self.target, Divergence):
             raise FitError(
                 "the divergence from the clean output has no slope at the clean input", tries=["TopMargin()"]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -68,6 +69,7 @@ class GramDeviation:
     most_features: int = 64
 
     def __post_init__(self) -> None:
+        require_options(self)
         if min(self.orders, self.least, self.most_features) < 1 or self.width <= 0 or self.most < 2:
             options = f"orders={self.orders}, width={self.width}, least={self.least}, most={self.most}"
             raise FitError(f"{options}, most_features={self.most_features}", needed="positive numbers, most >= 2")

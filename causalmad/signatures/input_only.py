@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
@@ -48,6 +49,7 @@ class InputOnly:
     most: int = 4096
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.most < 2:
             raise FitError(f"most={self.most}", needed="at least 2 columns")
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.hypotheses import Hypothesis
 from causalmad.hypotheses.bench import Bench, Held
@@ -56,6 +57,7 @@ class Interchange:
     target: Target | Readout = field(default_factory=TopMargin)
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.draws < 1:
             raise FitError(f"draws={self.draws}", needed="at least 1")
 

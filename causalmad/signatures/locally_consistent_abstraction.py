@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, ModelError, SiteError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -73,6 +74,7 @@ class LocallyConsistentAbstraction:
     classes: int = 64
 
     def __post_init__(self) -> None:
+        require_options(self)
         if min(self.size, self.steps, self.classes) < 1 or self.hidden < 0:
             options = f"size={self.size}, hidden={self.hidden}, steps={self.steps}, classes={self.classes}"
             raise FitError(options, needed="size, steps and classes of at least 1, hidden >= 0")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.hypotheses.bench import Bench
 from causalmad.hypotheses.interchange import log_probability
@@ -76,6 +77,7 @@ class MutualInterchange:
     target: Target | Readout = field(default_factory=TopMargin)
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.draws < 1:
             raise FitError(f"draws={self.draws}", needed="at least 1")
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.hypotheses.donors import Donors
 from causalmad.hypotheses.edges import EdgePatcher
@@ -50,6 +51,7 @@ class PathPatching:
     target: Target | Readout = field(default_factory=TopMargin)
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.donors < 1:
             raise FitError(f"donors={self.donors}", needed="at least 1")
         if not self.paths:

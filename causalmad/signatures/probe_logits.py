@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError, ModelError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -51,6 +52,7 @@ class ProbeLogits:
     classes: int = 16
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.classes < 1:
             raise FitError(f"classes={self.classes}", needed="at least 1")
 

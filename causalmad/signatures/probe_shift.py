@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -65,6 +66,7 @@ class ProbeShift:
     classes: int = 16
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.baseline not in ("mean", "zero") or self.classes < 1:
             raise FitError(
                 f"baseline={self.baseline!r}, classes={self.classes}", needed="'mean' or 'zero', and at least 1 class"

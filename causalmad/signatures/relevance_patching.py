@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from causalmad.config import require_options
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures.attribution_patching import AttributionPatching, FittedAttributionPatching
@@ -60,6 +61,7 @@ class RelevancePatching:
     components: int = 10
 
     def __post_init__(self) -> None:
+        require_options(self)
         self._plain()  # which refuses what it does not know
 
     def fit(self, model: OpenModel, trusted: Inputs, seed: int = 0) -> FittedRelevancePatching:

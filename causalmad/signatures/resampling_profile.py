@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.hypotheses import Donors
 from causalmad.inputs import Inputs
@@ -62,6 +63,7 @@ class ResamplingProfile:
     top: int = 3
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.by not in ("rank", "place", "both"):
             raise FitError(f"by={self.by!r}", needed="'rank', 'place' or 'both'")
         if self.donors < 1 or self.top < 1:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
@@ -52,6 +53,7 @@ class Shares:
     of: Literal["block", "all"] = "block"
 
     def __post_init__(self) -> None:
+        require_options(self)
         require_signature(self.signature, "signature")
         if self.of not in ("block", "all"):
             raise FitError(f"of={self.of!r}", needed="'block' or 'all'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from causalmad.config import require_options
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures.attribution_patching import AttributionPatching
@@ -41,6 +42,7 @@ class SignedLog:
     signature: Signature = field(default_factory=lambda: AttributionPatching(log=False))
 
     def __post_init__(self) -> None:
+        require_options(self)
         require_signature(self.signature, "signature")
 
     def fit(self, model: OpenModel, trusted: Inputs, seed: int = 0) -> FittedSignedLog:

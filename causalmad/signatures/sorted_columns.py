@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
@@ -49,6 +50,7 @@ class Sorted:
     top: int = 8
 
     def __post_init__(self) -> None:
+        require_options(self)
         require_signature(self.signature, "signature")
         if self.top < 1:
             raise FitError(f"top={self.top}", needed="at least 1")

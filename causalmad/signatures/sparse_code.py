@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -68,6 +69,7 @@ class SparseCode:
     target: Target | Readout = field(default_factory=TopMargin)
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.basis not in ("activations", "attributions"):
             raise FitError(f"basis={self.basis!r}", needed="'activations' or 'attributions'")
         if self.basis == "attributions" and str(self.position).partition(":")[2] not in ("", "mean"):

@@ -11,6 +11,7 @@ import networkx as nx
 import numpy as np
 import torch
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.hypotheses import OUTPUT, Donors, Hypothesis
 from causalmad.hypotheses.bench import Bench, Held
@@ -58,6 +59,7 @@ class Sufficiency:
     target: Target | Readout = field(default_factory=TopMargin)
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.donors < 1 or not self.sparsities or not all(0 < share < 1 for share in self.sparsities):
             raise FitError(
                 f"sparsities={self.sparsities}, donors={self.donors}", needed="shares in (0, 1), donors >= 1"

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import FitError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -54,6 +55,7 @@ class TopologicalTrajectory:
     most: int = 1000
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.anchor not in ("each layer", "last"):
             raise FitError(f"anchor={self.anchor!r}", needed="'each layer' or 'last'")
         if self.most < 2:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from causalmad.config import require_options
 from causalmad.errors import SpecError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
@@ -58,6 +59,7 @@ class Traced:
     gradients: bool = False
 
     def __post_init__(self) -> None:
+        require_options(self)
         if self.function is not None and not callable(self.function):
             raise SpecError(
                 f"function={self.function!r} is not a function",

@@ -1,5 +1,5 @@
 """Tasks: a model, inputs on which it is trusted, and test inputs of which some are answered for another reason."""
 
-import lazy_loader
+from causalmad.lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

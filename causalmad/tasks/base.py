@@ -20,7 +20,7 @@ NULL = {"null": "test inputs labelled anomalous are drawn as normal ones are: an
 """What the card of a null version says besides."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TaskData:
     """A model, inputs on which it is trusted, and test inputs that are normal or anomalous.
 
@@ -49,10 +49,22 @@ class TaskData:
     card: Mapping[str, object]
     hypothesis: object | None = None
 
+    def __repr__(self) -> str:
+        """The task, its model and how many inputs there are, in a line."""
+        pool = "" if self.untrusted is None else f", {len(self.untrusted):,} untrusted"
+        return (
+            f"TaskData({self.name}, seed {self.seed}, {type(self.model).__name__}: {len(self.trusted):,} trusted, "
+            f"{len(self.test):,} test ({int(self.labels.sum()):,} anomalous), {len(self.normal):,} normal{pool})"
+        )
+
 
 @runtime_checkable
 class Task(Protocol):
-    """A specification of a task: its fields are its options."""
+    """A specification of a task: its fields are its options.
+
+    A task whose model or inputs come from outside (files, folders, a hub) and not from its seed alone says so by
+    ``outside: ClassVar[bool] = True``: they may change under the same options, and a bench then looks whether they did.
+    """
 
     mechanism: ClassVar[str]
     source: ClassVar[str]

@@ -58,6 +58,7 @@ class Diamonds:
     licence: ClassVar[str] = "that of the data set and of the model"
     version: ClassVar[str] = "1"
     size: ClassVar[str] = "at most 1200 trusted, 450 + 450 test, 1000 normal, 500 untrusted"
+    outside: ClassVar[bool] = True
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The model and its texts; see :meth:`causalmad.tasks.Task.load`.

@@ -64,6 +64,7 @@ class FromFiles:
     licence: ClassVar[str] = "that of the files and of the model"
     version: ClassVar[str] = "1"
     size: ClassVar[str] = "that of the files"
+    outside: ClassVar[bool] = True
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The model and the inputs of the files; see :meth:`causalmad.tasks.Task.load`.

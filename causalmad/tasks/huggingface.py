@@ -76,6 +76,7 @@ class HuggingFaceTrigger:
     licence: ClassVar[str] = "that of the model and of the data set"
     version: ClassVar[str] = "1"
     size: ClassVar[str] = "at most 1200 trusted, 450 + 450 test, 1000 normal, 500 untrusted (a fifth of them triggered)"
+    outside: ClassVar[bool] = True
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The model and texts with and without the trigger; see :meth:`causalmad.tasks.Task.load`.

@@ -91,6 +91,7 @@ class QuirkyDataset:
     licence: ClassVar[str] = "that of the data set and of the model"
     version: ClassVar[str] = "1"
     size: ClassVar[str] = "at most 4000 trusted, 2000 + 2000 test, 1000 normal, 1000 untrusted (half of them Bob's)"
+    outside: ClassVar[bool] = True
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The model and its prompts; see :meth:`causalmad.tasks.Task.load`.

@@ -66,6 +66,7 @@ class TinyNaturalMechanisms:
     licence: ClassVar[str] = "that of the file and of the model"
     version: ClassVar[str] = "1"
     size: ClassVar[str] = "that of the file"
+    outside: ClassVar[bool] = True
 
     def load(self, seed: int = 0, *, progress: Progress | None = None) -> TaskData:
         """The model and the file's prefixes; see :meth:`causalmad.tasks.Task.load`.

@@ -1,5 +1,5 @@
 """The laws that every part of the catalogue keeps, for plug-ins to be held to as well, and toy models to test on."""
 
-import lazy_loader
+from causalmad.lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

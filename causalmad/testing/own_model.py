@@ -95,8 +95,13 @@ def examine(
         inputs: what it can be called with.
         name: how the model is called in the report.
         step: called after every law.
+
+    Raises:
+        ModelError: when the model cannot be run on the inputs at all.
     """
     model, few = open_model(module), inputs[:FEW]
+    for batch in model.batches(few):  # inputs that do not fit would break every law, and be no word about the model
+        model.logits(batch)
     outcomes = []
     for number, law in enumerate(MODEL_LAWS, 1):
         if law is law_padding_changes_nothing and not few.tokens:

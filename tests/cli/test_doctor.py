@@ -105,6 +105,14 @@ def test_a_saved_model_on_made_up_inputs_and_on_a_file(run, healthy, gpt2: Path,
     assert "the first 8" not in run("--model", gpt2, "--inputs", texts, "--quiet").stderr
 
 
+def test_inputs_that_do_not_fit_are_no_broken_laws(run, healthy, gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_text('{"input_ids": [5, 100000]}\n')
+    done = run("--model", gpt2, "--inputs", path)
+    assert done.exit_code == 2 and "BROKEN" not in done.output and "roken" not in done.output
+    assert "token ids outside the vocabulary" in " ".join(done.stderr.split())
+
+
 def test_the_model_of_a_task(run, healthy, stub) -> None:
     done = run("--task", "stub", "--json", "-")
     assert done.exit_code == 0, done.output

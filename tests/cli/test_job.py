@@ -119,6 +119,14 @@ def test_a_calibrator_that_weighs_by_untrusted_inputs(run, gpt2, texts, incoming
     assert done.exit_code == 2 and "one or the other" in done.stderr
 
 
+def test_untrusted_inputs_that_play_no_part_are_said(run, gpt2, texts, incoming, tmp_path) -> None:
+    base = ("fit", "--model", gpt2, "--trusted", texts, "--out", tmp_path / "det", "--untrusted", incoming)
+    done = run(*base, "--detector", "activations+mahalanobis")
+    assert done.exit_code == 0, done.stderr
+    assert f"those of {incoming} play no part" in " ".join(done.stderr.split())
+    assert "play no part" not in run(*base, "--detector", "activations+quantum-entropy").stderr
+
+
 def test_too_many_inputs_for_a_false_discovery_rate_is_said(run, detector, gpt2, incoming) -> None:
     done = run("detect", detector, incoming, "--model", gpt2, "--alpha", 0.04, "--fdr", "bh")
     assert done.exit_code == 0

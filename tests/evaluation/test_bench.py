@@ -1,16 +1,23 @@
 """Bench runs what is missing, keeps what is there, and says what did not apply."""
 
+import dataclasses
 import json
 from concurrent.futures import Future
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import causalmad.evaluation.bench as bench_module
+from causalmad.catalogue import catalogue
 from causalmad.errors import CausalmadError, SpecError, TaskError
 from causalmad.evaluation.bench import Job, bench, logs_of, run
 from causalmad.evaluation.logs import Log, place
-from causalmad.evaluation.suites import SUITES, Suite, suite
+from causalmad.evaluation.suites import SUITES, Suite, headline, suite
 from causalmad.names import parse_detector
+from causalmad.tasks import FromFiles
+from tests.conftest import build
 from tests.stub_task import Stub
 
 DETECTORS = {"plain": "activations+mahalanobis", "paths": "path-patching+mahalanobis"}
@@ -139,3 +146,71 @@ def test_a_suite_in_part_says_how_it_was_made():
         "quick --task 'skip-trigram[null=true]' --task gate-digits --detector sparse-code+mahalanobis --seeds 3"
     )
     assert whole.narrowed(seeds=1).tasks == whole.tasks
+    assert headline(some.name) == "chosen tasks and detectors"
+    assert headline(whole.narrowed(["gate-digits"]).name) == "quick suite, in part"
+    assert headline(whole.name) == "quick suite"
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A task from a folder and files, which may change, and functions that write them."""
+    draw, folder = np.random.default_rng(0), tmp_path / "files"
+
+    def model(scale=1.0):
+        made = build("gpt2")
+        with torch.no_grad():
+            made.transformer.wte.weight.mul_(scale)
+        made.save_pretrained(folder / "model")
+
+    def write(part, count, low=1, **values):
+        rows = [{"input_ids": draw.integers(low, low + 9, 6).tolist(), **values} for _ in range(count)]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return folder / f"{part}.jsonl"
+
+    model()
+    trusted, normal = (str(write(part, count)) for part, count in (("trusted", 90), ("normal", 20)))
+    test = write("test", 20, label=False).read_text() + write("odd", 20, 20, label=True).read_text()
+    (folder / "test.jsonl").write_text(test)
+    return FromFiles(str(folder / "model"), trusted, str(folder / "test.jsonl"), normal), write, model
+
+
+def test_a_task_from_files_is_run_again_when_model_inputs_or_labels_changed(tmp_path, own, monkeypatch):
+    task, write, model = own
+    monkeypatch.setattr(bench_module, "parse_spec", lambda kind, text: task)
+    monkeypatch.setattr(bench_module, "workers", inline([]))
+    runs = []
+    real = bench_module.evaluate_seed
+    monkeypatch.setattr(bench_module, "evaluate_seed", lambda *args, **more: (runs.append(1), real(*args, **more))[1])
+    monkeypatch.setattr("causalmad.evaluation.controls.control_aurocs", lambda data, seed: {})  # they take a while
+    mine, seen = Suite("mine", ("own",), {"plain": DETECTORS["plain"]}, 1), []
+
+    def again():
+        before = len(runs)
+        bench(mine, tmp_path, progress=lambda what, done, total: seen.append((done, total)))
+        return len(runs) - before, logs_of(mine, tmp_path)[0].auroc
+
+    ran, first = again()
+    assert ran == 1 and first > 0.9
+    assert again() == (0, first) and seen[-1] == (1, 1)
+    labels = Path(task.test).read_text()
+    Path(task.test).write_text(labels.replace("true", "?").replace("false", "true").replace("?", "false"))
+    assert again() == (1, pytest.approx(1 - first))
+    Path(task.test).write_text(labels)
+    assert again() == (1, first)
+    model(0.5)
+    assert again()[0] == 1 and again()[0] == 0
+    for part in ("trusted", "normal"):
+        write(part, 80)
+        assert again()[0] == 1 and again()[0] == 0
+
+
+def test_what_comes_from_outside_says_so():
+    named = {entry.attribute for entry in catalogue("tasks") if getattr(entry.load(), "outside", False)}
+    reads = {"FromFiles", "HuggingFaceTrigger", "Diamonds", "QuirkyDataset", "TinyNaturalMechanisms"}
+    assert named == reads
+    options = {entry.attribute for entry in catalogue("tasks") if {"model", "path"} & set(fields_of(entry.load()))}
+    assert options <= named
+
+
+def fields_of(spec):
+    return [field.name for field in dataclasses.fields(spec)]

@@ -287,3 +287,9 @@ def test_fingerprints(model_of: Models) -> None:
     assert first_difference(parts, less) == "parameter '0.bias' is missing"
     assert first_difference(less, parts) == "parameter '0.bias' is new"
     assert model.fingerprint() != open_model(net.double()).fingerprint()
+
+
+def test_a_tokenizer_that_cannot_be_called_is_refused_at_once() -> None:
+    with pytest.raises(ModelError, match=r"^tokenizer='gpt2'") as caught:
+        open_model(nn.Linear(2, 2), tokenizer="gpt2")  # type: ignore[arg-type]
+    assert "from_pretrained('gpt2')" in caught.value.tries[0]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from causalmad import Detector
-from causalmad.errors import CausalmadError
+from causalmad.errors import CausalmadError, InputsError, StoreError
 from causalmad.inputs import Inputs
 from causalmad.references import Mahalanobis
 from causalmad.report import render, report_of, report_of_rows, write_report, write_report_from_rows
@@ -215,3 +215,30 @@ def test_ten_thousand_inputs_weigh_less_than_ten_megabytes(tmp_path):
     assert path.stat().st_size < 10_000_000
     data = Page(path.read_text(encoding="utf-8")).data
     assert len(data["ids"]) == len(data["top"]) == len(data["tokens"]) == 10_000 and data["rows"] is None
+
+
+def test_inputs_are_read_as_the_detector_reads_them(tmp_path):
+    made = toy("mlp", trusted=40, fresh=6)
+    fitted = Detector(Activations()).fit(made.model, made.trusted)
+    plain = made.fresh.main
+    detection = fitted.detect(plain, alpha=0.4)
+    known = report_of(detection, inputs=fitted.model.inputs(plain), detector=fitted)
+    assert render(report_of(detection, inputs=plain, detector=fitted)) == render(known)
+    for refused in (
+        lambda: report_of(detection, inputs=plain),
+        lambda: report_of_rows(detection.rows(), inputs=["a text"]),
+        lambda: report_of(detection, inputs=plain[:3], detector=fitted),
+    ):
+        with pytest.raises(InputsError):
+            refused()
+
+
+def test_a_folder_that_is_missing_is_made_and_what_cannot_be_written_is_told(tmp_path):
+    detection, *_ = made()
+    assert write_report(tmp_path / "new" / "deep" / "x.html", detection).is_file()
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "x.html"):
+        with pytest.raises(StoreError, match="cannot be written"):
+            write_report(place, detection)
+        with pytest.raises(StoreError, match="cannot be written"):
+            write_report_from_rows(place, detection.rows())

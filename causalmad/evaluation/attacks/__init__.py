@@ -1,5 +1,5 @@
 """Attacks on detectors: during training, on inputs, and on thresholds; what each leaves of a detector's power."""
 
-import lazy_loader
+from causalmad.lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)
