@@ -226,7 +226,7 @@ def require_rows(value: Tensor, place: Place | Site, batch: Batch, *, tokens: bo
     """Nothing, where the first axis of an activation runs over the inputs.
 
     Args:
-        value: the activation.
+        value: (batch, ...) the activation.
         place: where it was read.
         batch: the inputs.
         tokens: whether the second axis has to run over their padded tokens, where the inputs are any.
