@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -40,15 +40,15 @@ class Batching:
         variants: edited runs of an input that share a run where there are many of them: a stack of them has no
             gradients, so it may be so many times as wide as a batch.
         told: who is told how far a round over inputs is, while somebody watches.
-        padding: arguments that tell the model what is padding (:mod:`causalmad.models.padding`); None until tried, and
-            empty where nothing does.
+        padding: side -> arguments that tell the model what is padding there (:mod:`causalmad.models.padding`), where
+            that was tried out; none where nothing does.
     """
 
     size: int = DEFAULT
     auto: bool = False
     variants: int = VARIANTS
     told: Told | None = None
-    padding: tuple[str, ...] | None = None
+    padding: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, size: int | Literal["auto"]) -> Batching:

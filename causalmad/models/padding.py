@@ -36,12 +36,13 @@ def way_of(model: OpenModel, inputs: Inputs) -> Way:
         ModelError: when memory runs out.
     """
     usual = next(_ways(model))
-    if model.batching.padding is not None:
-        return model.batching.padding
+    known = model.batching.padding
+    if model.side in known:
+        return known[model.side]
     if not (inputs.tokens and "attention_mask" in model.accepts) or inputs.lengths.min() == inputs.lengths.max():
         return usual
-    model.batching.padding = _tried(model, inputs)
-    return model.batching.padding
+    known[model.side] = _tried(model, inputs)
+    return known[model.side]
 
 
 def _ways(model: OpenModel) -> Iterator[Way]:
@@ -103,7 +104,7 @@ def _tried(model: OpenModel, inputs: Inputs) -> Way:
 
 def _logits(model: OpenModel, inputs: Inputs, way: Way) -> Tensor | None:
     """(1, classes) logits of the first of some inputs; None where there are none, as of a model without a head."""
-    view = replace(model, batching=Batching(len(inputs), padding=way))
+    view = replace(model, batching=Batching(len(inputs), padding={model.side: way}))
     try:
         return view.logits(next(view.batches(inputs)).take(np.array([0])))
     except CausalmadError as error:

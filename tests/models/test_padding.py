@@ -250,6 +250,18 @@ def test_an_error_on_the_way_is_the_models_own() -> None:
     logits(model, rows(1, 4))  # as it is padded: nothing to compare with
 
 
+@pytest.mark.parametrize("first", ["left", "right"])
+def test_views_padded_at_either_side(first: Any, model_of: Callable[[str], nn.Module]) -> None:
+    inputs = rows(4, 7, 4, 6)
+    for name in ("gpt2", "bert"):
+        module = family("RobertaForSequenceClassification") if name == "bert" else model_of(name)
+        alone = logits(open_model(module, batch_size=1), inputs)
+        view = open_model(module, side=first)
+        for side in (first, "right" if first == "left" else "left", first):
+            view = open_model(view, side=side)
+            torch.testing.assert_close(logits(view, inputs), alone, atol=1e-4, rtol=1e-4)
+
+
 def test_a_model_without_a_head_is_padded_as_ever() -> None:
     import transformers as hf
 
