@@ -35,7 +35,7 @@ from causalmad.references.folded import NO_FOLD, FittedFolds, fit_folds
 from causalmad.refusals import require_fitted, require_parts, require_use
 from causalmad.repair import Repair, repair
 from causalmad.signatures.base import FittedSignature, Signature, Signatures
-from causalmad.splits import as_seed, folds_of, split
+from causalmad.splits import as_seed, by_content, folds_of, split
 
 Floats = npt.NDArray[np.float64]
 
@@ -82,7 +82,7 @@ class Detector:
         """The detector fitted on trusted inputs.
 
         The trusted inputs are split into two parts that share no content: one for the signature and the reference
-        (without the signature's own donors), one for calibration.
+        (without the signature's own donors), one for calibration. In what order they come plays no part.
 
         Args:
             model: whatever :func:`causalmad.open_model` takes.
@@ -127,6 +127,7 @@ class Detector:
         held = inputs[calibration_rows]
         compared = untrusted is not None and compares(self.reference)
         others = None if untrusted is None else opened.inputs(untrusted)
+        others = None if others is None else others[by_content(others)]
         context: dict[str, npt.NDArray[Any]] = {}
         folds = folds_of(held, int(self.calibrator.folds), seed) if "folds" in needed else None
         if folds is not None:

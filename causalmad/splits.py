@@ -8,9 +8,34 @@ import numpy.typing as npt
 from causalmad.errors import FitError, SpecError
 from causalmad.inputs import Inputs
 
+Rows = npt.NDArray[np.int64]
 
-def split(inputs: Inputs, share: float | None, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows for fitting and rows for calibration; inputs of equal content are on the same side.
+
+def by_content(inputs: Inputs) -> Rows:
+    """(n,) rows in an order that does not depend on the one in which they came: by content, copies by columns and id.
+
+    Whatever is fitted on the inputs in this order has the same bits, however they were shuffled. Contents are hashes,
+    so that nothing about the inputs shows in it.
+    """
+    contents = np.array(inputs.digests)
+    order = np.argsort(contents, kind="stable")
+    tied = np.flatnonzero(contents[order[1:]] == contents[order[:-1]])
+    if not len(tied):
+        return order
+
+    def key(row: int) -> tuple[str, ...]:
+        columns = (repr(inputs.columns[name][row]) for name in sorted(inputs.columns))
+        return (inputs.digests[row], *columns, inputs.ids[row])
+
+    places = np.union1d(tied, tied + 1)
+    order[places] = sorted(order[places].tolist(), key=key)
+    return order
+
+
+def split(inputs: Inputs, share: float | None, seed: int) -> tuple[Rows, Rows]:
+    """Rows for fitting and rows for calibration, in the order of :func:`by_content`.
+
+    Inputs of equal content are on the same side.
 
     Raises:
         FitError: when fewer than 3 distinct inputs are left for fitting.
@@ -27,8 +52,9 @@ def split(inputs: Inputs, share: float | None, seed: int) -> tuple[npt.NDArray[n
         )
     # Sorted contents, then a seeded shuffle: the split does not depend on the order in which inputs came.
     held = np.random.default_rng([seed, 7]).permutation(distinct)[:count]
-    inside = np.isin(contents, held)
-    return np.flatnonzero(~inside), np.flatnonzero(inside)
+    order = by_content(inputs)
+    inside = np.isin(contents[order], held)
+    return order[~inside], order[inside]
 
 
 def as_seed(seed: object) -> int:
@@ -42,7 +68,7 @@ def as_seed(seed: object) -> int:
     return int(seed)
 
 
-def folds_of(inputs: Inputs, count: int, seed: int) -> npt.NDArray[np.int64]:
+def folds_of(inputs: Inputs, count: int, seed: int) -> Rows:
     """(n,) fold of every input; inputs of equal content share a fold, and the order of the inputs plays no part.
 
     Raises:
@@ -53,5 +79,5 @@ def folds_of(inputs: Inputs, count: int, seed: int) -> npt.NDArray[np.int64]:
     if len(distinct) < count:
         raise FitError(f"{len(distinct)} distinct inputs for {count} folds", needed="at least one input for each fold")
     order = np.random.default_rng([seed, 13]).permutation(len(distinct))
-    folds: npt.NDArray[np.int64] = (order % count)[index]
+    folds: Rows = (order % count)[index]
     return folds
