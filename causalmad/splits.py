@@ -17,7 +17,7 @@ def by_content(inputs: Inputs) -> Rows:
     Whatever is fitted on the inputs in this order has the same bits, however they were shuffled. Contents are hashes,
     so that nothing about the inputs shows in it.
     """
-    contents = np.array(inputs.digests)
+    contents = _contents(inputs)
     order = np.argsort(contents, kind="stable")
     tied = np.flatnonzero(contents[order[1:]] == contents[order[:-1]])
     if not len(tied):
@@ -35,14 +35,17 @@ def by_content(inputs: Inputs) -> Rows:
 def split(inputs: Inputs, share: float | None, seed: int) -> tuple[Rows, Rows]:
     """Rows for fitting and rows for calibration, in the order of :func:`by_content`.
 
-    Inputs of equal content are on the same side.
+    Inputs of equal content are on the same side, and of each content one input calibrates, drawn by the seed. Which one
+    matters where copies differ in their columns: a drawn one has each value as often as it comes with that content.
 
     Raises:
         FitError: when fewer than 3 distinct inputs are left for fitting.
     """
-    contents = np.array(inputs.digests)
-    distinct = np.unique(contents)
-    total = len(distinct)
+    order = by_content(inputs)
+    contents = _contents(inputs)[order]
+    fresh = np.ones(len(order), dtype=np.bool_)
+    fresh[1:] = contents[1:] != contents[:-1]
+    which, total = np.cumsum(fresh) - 1, int(fresh.sum())  # the place of each row among the distinct contents
     count = max(total // 3, min(100, total // 2), 1) if share is None else max(round(share * total), 1)
     if total - count < 3:
         raise FitError(
@@ -51,10 +54,26 @@ def split(inputs: Inputs, share: float | None, seed: int) -> tuple[Rows, Rows]:
             tries=["more trusted inputs", "a smaller Detector(..., calibration_share=...)"],
         )
     # Sorted contents, then a seeded shuffle: the split does not depend on the order in which inputs came.
-    held = np.random.default_rng([seed, 7]).permutation(distinct)[:count]
+    held = np.zeros(total, dtype=np.bool_)
+    held[np.random.default_rng([seed, 7]).permutation(total)[:count]] = True
+    drawn = np.random.default_rng([seed, 17]).permutation(np.flatnonzero(held[which]))
+    _, first = np.unique(which[drawn], return_index=True)
+    return order[~held[which]], order[drawn[first]]
+
+
+def with_copies(inputs: Inputs, rows: Rows) -> tuple[Rows, Rows]:
+    """All rows with the contents of some, in the order of :func:`by_content`, and the place of each one's content.
+
+    Args:
+        inputs: all inputs.
+        rows: the calibration rows of :func:`split`, which stand by content and have each once.
+    """
+    contents = _contents(inputs)
     order = by_content(inputs)
-    inside = np.isin(contents[order], held)
-    return order[~inside], order[inside]
+    kept = contents[rows]
+    place = np.minimum(np.searchsorted(kept, contents[order]), len(kept) - 1)
+    same = kept[place] == contents[order]
+    return order[same], place[same]
 
 
 def as_seed(seed: object) -> int:
@@ -74,10 +93,14 @@ def folds_of(inputs: Inputs, count: int, seed: int) -> Rows:
     Raises:
         FitError: when there are fewer distinct inputs than folds.
     """
-    contents = np.array(inputs.digests)
-    distinct, index = np.unique(contents, return_inverse=True)
+    distinct, index = np.unique(_contents(inputs), return_inverse=True)
     if len(distinct) < count:
         raise FitError(f"{len(distinct)} distinct inputs for {count} folds", needed="at least one input for each fold")
     order = np.random.default_rng([seed, 13]).permutation(len(distinct))
     folds: Rows = (order % count)[index]
     return folds
+
+
+def _contents(inputs: Inputs) -> npt.NDArray[np.bytes_]:
+    """(n,) contents; bytes are compared faster than text, and a hash in hexadecimal digits is sorted alike."""
+    return np.array(inputs.digests, dtype=np.bytes_)

@@ -10,7 +10,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import KernelDensity
 
 from causalmad import Detector, FittedDetector, Inputs, Monitor, audit
-from causalmad.calibration import CalibrationConditional, Mondrian, Weighted
+from causalmad.calibration import CalibrationConditional, Conformal, CrossConformal, Mondrian, Weighted
 from causalmad.catalogue import catalogue
 from causalmad.config import require_options
 from causalmad.errors import CalibrationError, CausalmadError, FitError, InputsError, ModelError, SiteError, SpecError
@@ -37,7 +37,8 @@ def test_the_parts_of_the_trusted_inputs_share_no_content(detector):
     doubled = Inputs.of(torch.cat([made.trusted.main, made.trusted.main[:15]]), blocks=made.trusted.blocks)
     fitted = detector.fit(made.model, doubled, seed=1)
     ids = fitted.provenance["ids"]
-    assert sorted(ids["signature"] + ids["calibration"]) == sorted(doubled.ids)
+    assert contents(doubled, ids["signature"] + ids["calibration"]) == set(doubled.digests)
+    assert len(ids["calibration"]) == len(contents(doubled, ids["calibration"]))
     assert not contents(doubled, ids["signature"]) & contents(doubled, ids["calibration"])
     assert set(ids["reference"]) <= set(ids["signature"])
     donors = set(getattr(fitted.signature, "donor_digests", ()))
@@ -81,6 +82,23 @@ def test_what_comes_with_the_inputs_comes_along_whatever_their_order():
 
 def measured(fitted, inputs):
     return fitted.signature(inputs), inputs
+
+
+@pytest.mark.parametrize(
+    ("calibrator", "count"), [(Conformal(), 30), (CalibrationConditional(), 30), (CrossConformal(), 40)], ids=str
+)
+def test_copies_are_no_further_calibration_inputs(calibrator, count):
+    """60 contents ten times each; new inputs are drawn as the contents were."""
+    model, flagged = toy("mlp").model, []
+    for seed in range(12):
+        draw = torch.Generator().manual_seed(seed)
+        contents, fresh = torch.randn(60, 12, generator=draw), torch.randn(300, 12, generator=draw)
+        fitted = Detector(Activations(("1",)), calibrator=calibrator).fit(model, contents.repeat(10, 1), seed=seed)
+        assert fitted.calibrator.smallest >= 1 / (count + 1)
+        with pytest.raises(CalibrationError, match="of each content one counts"):
+            fitted.detect(fresh, alpha=0.01)
+        flagged.append((fitted.detect(fresh, alpha=0.2).p_values <= 0.05).mean())
+    assert np.mean(flagged) <= 0.05 + 3 * max(np.std(flagged), 0.02) / np.sqrt(12)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.5, 20), (0.25, 10), (0.8, 32)])

@@ -1,8 +1,10 @@
+from collections import Counter
+
 import numpy as np
 import torch
 
 from causalmad import Inputs
-from causalmad.splits import by_content, folds_of, split
+from causalmad.splits import by_content, folds_of, split, with_copies
 
 ROWS = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
 # Ten contents stand twice and one four times; copies differ in their column.
@@ -30,6 +32,26 @@ def test_the_parts_are_the_same_in_the_same_order_however_the_inputs_come():
     for shuffle in SHUFFLES:
         came = INPUTS[shuffle]
         assert [came[rows].ids for rows in split(came, None, 3)] == [fitting, held]
+
+
+def test_one_of_each_content_calibrates_and_no_content_is_on_both_sides():
+    for seed in range(20):
+        fitting, held = split(INPUTS, None, seed)
+        contents = [INPUTS.digests[row] for row in held]
+        assert len(set(contents)) == len(contents) == 15
+        assert not set(contents) & {INPUTS.digests[row] for row in fitting}
+        rows, place = with_copies(INPUTS, held)
+        assert sorted([*fitting, *rows]) == list(range(42))
+        assert [INPUTS.digests[row] for row in rows] == [contents[k] for k in place]
+
+
+def test_which_copy_calibrates_is_drawn():
+    """A first or a last one would have the columns of one source, where the copies come from several."""
+    counts = Counter()
+    for seed in range(400):
+        counts.update(INPUTS[split(INPUTS, 0.5, seed)[1]].ids)
+    four = np.array([counts[f"i{row}"] for row in (0, 30, 40, 41)])
+    assert four.sum() > 150 and (abs(four / four.sum() - 1 / 4) < 4 * np.sqrt(3 / 16 / four.sum())).all()
 
 
 def test_folds_are_those_of_contents():
