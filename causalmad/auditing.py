@@ -23,7 +23,7 @@ from causalmad.models.batching import within_memory
 from causalmad.references import PerSite
 from causalmad.references.estimators import asks, compares, require_untrusted
 from causalmad.refusals import require_use
-from causalmad.splits import as_seed, folds_of
+from causalmad.splits import as_seed, by_content, folds_of
 
 HEAVY = 1.25  # times what an exponential tail has
 _SHOWN = 5
@@ -124,7 +124,7 @@ def audit(
     oddest lie.
     Benjamini and Hochberg's procedure at ``q`` names the inputs that are unlike the rest.
 
-    Inputs of equal content share a fold, so that none is judged by its copy.
+    Inputs of equal content share a fold, so that none is judged by its copy. In what order they come plays no part.
 
     Many bad inputs of one kind are no outliers: they are a direction in which trusted inputs vary. Therefore the
     signatures of all inputs together are asked whether a minority of them stands apart (:func:`causalmad.groups.apart`
@@ -174,9 +174,10 @@ def audit(
 
 def group_of(detector: Detector, model: OpenModel, inputs: Inputs, seed: int) -> tuple[float, npt.NDArray[np.bool_]]:
     """A p-value for "no minority stands apart", and (n,) its members, by the signature fitted on all inputs."""
-    signature = within_memory(model, lambda: detector.signature.fit(model, inputs, seed))
+    order = by_content(inputs)
+    signature = within_memory(model, lambda: detector.signature.fit(model, inputs[order], seed))
     donors = donor_digests(signature)
-    kept = np.flatnonzero([content not in donors for content in inputs.digests])
+    kept = order[[inputs.digests[row] not in donors for row in order]]
     p_value, found = apart(rows_of(signature, detector.signature, model, None, inputs[kept]).values)
     members = np.zeros(len(inputs), dtype=bool)
     members[kept[found]] = True
@@ -189,9 +190,11 @@ def scores_by_fold(
     """(n,) anomaly score of each input by signature and reference fitted on the other folds, and (n,) its fold."""
     require_untrusted(detector.reference, untrusted)
     index = folds_of(inputs, folds, seed)
+    order = by_content(inputs)
+    untrusted = None if untrusted is None else untrusted[by_content(untrusted)]
     scores = np.empty(len(inputs))
     for fold in range(folds):
-        rest = inputs[np.flatnonzero(index != fold)]
+        rest, held = inputs[order[index[order] != fold]], order[index[order] == fold]
         signature = within_memory(model, lambda rest=rest: detector.signature.fit(model, rest, seed))  # type: ignore[misc]
         rows = partial(rows_of, signature, detector.signature, model, None)
         donors = donor_digests(signature)
@@ -202,7 +205,7 @@ def scores_by_fold(
         if "classes" in asks(detector.reference):
             context["classes"] = predicted_classes(model, kept)
         reference = fit_on(detector.reference, rows(kept), context, seed)
-        scores[index == fold] = scores_of(reference, rows(inputs[np.flatnonzero(index == fold)]))
+        scores[held] = scores_of(reference, rows(inputs[held]))
     return scores, index
 
 

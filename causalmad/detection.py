@@ -71,7 +71,7 @@ class Detection:
         """
         known = getattr(self.calibrator, "plain", self.calibrator)
         scores = getattr(known, "scores", None)
-        if scores is None or "covariates" in inspect.signature(self.calibrator.p_values).parameters:
+        if scores is None or "covariates" in inspect.signature(known.p_values).parameters:
             return None
         level = self.p_values[self.flags].max(initial=0.0) if self.fdr else self.alpha
         kept = scores[self.calibrator.p_values(scores) > level]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from causalmad.calibration import Conformal
 from causalmad.calibration.base import FittedCalibrator
 from causalmad.calibration.multiple import adjusted, fewest
+from causalmad.calibration.repeats import FittedRepeats
 from causalmad.covariates import covariates, predicted_classes
 from causalmad.detection import Detection
 from causalmad.errors import FitError, InputsError, blaming
@@ -35,7 +36,7 @@ from causalmad.references.folded import NO_FOLD, FittedFolds, fit_folds
 from causalmad.refusals import require_fitted, require_parts, require_use
 from causalmad.repair import Repair, repair
 from causalmad.signatures.base import FittedSignature, Signature, Signatures
-from causalmad.splits import as_seed, folds_of, split
+from causalmad.splits import as_seed, by_content, folds_of, split, with_copies
 
 Floats = npt.NDArray[np.float64]
 
@@ -82,7 +83,9 @@ class Detector:
         """The detector fitted on trusted inputs.
 
         The trusted inputs are split into two parts that share no content: one for the signature and the reference
-        (without the signature's own donors), one for calibration.
+        (without the signature's own donors), one for calibration. In what order they come plays no part. Where contents
+        repeat among the calibration inputs, a p-value is the larger one of two, see
+        :class:`causalmad.calibration.repeats.FittedRepeats`.
 
         Args:
             model: whatever :func:`causalmad.open_model` takes.
@@ -127,6 +130,7 @@ class Detector:
         held = inputs[calibration_rows]
         compared = untrusted is not None and compares(self.reference)
         others = None if untrusted is None else opened.inputs(untrusted)
+        others = None if others is None else others[by_content(others)]
         context: dict[str, npt.NDArray[Any]] = {}
         folds = folds_of(held, int(self.calibrator.folds), seed) if "folds" in needed else None
         if folds is not None:
@@ -151,11 +155,18 @@ class Detector:
             given["folds"] = folds
             scores = scores_of(reference, _last(normal, len(folds)), each=True)[np.arange(len(folds)), folds]
         calibrator = self.calibrator.fit(scores, **given)
+        # A p-value compares with inputs that the fit has not seen: nothing that it has seen has one that means much.
+        seen = frozenset(inputs.digests)
+        every, place = (calibration_rows,) * 2 if len(seen) == len(inputs) else with_copies(inputs, calibration_rows)
+        if len(every) > len(scores):
+            if "covariates" in given:
+                given["covariates"] = covariates(names, opened, inputs[every])
+            if folds is not None:
+                given["folds"] = folds[place]
+            calibrator = FittedRepeats(calibrator, self.calibrator.fit(scores[place], **given))
         chosen = {"signature": fit_rows, "reference": reference_rows, "calibration": calibration_rows}
         parts = {name: [inputs.ids[row] for row in which] for name, which in chosen.items()}
         provenance = {"seed": seed, "ids": parts, "versions": versions(), "model": opened.name}
-        # A p-value compares with inputs that the fit has not seen: nothing that it has seen has one that means much.
-        seen = frozenset(inputs.digests)
         pool = frozenset(others.digests) if others is not None and compared else frozenset()
         return FittedDetector(
             self,
@@ -184,7 +195,7 @@ class FittedDetector:
         calibrator: the fitted calibrator.
         trusted: signatures of the trusted inputs on which the reference stands.
         seen: content hashes of all trusted inputs, with which nothing new should be compared to itself.
-        provenance: seed, ids of every part of the trusted inputs, versions.
+        provenance: seed, ids of every part of the trusted inputs (for calibration one of each content), versions.
         pool: content hashes of the untrusted inputs that the reference was fitted on.
         context: what else the reference was fitted with: ``untrusted`` (m, d) signatures, and of every trusted row its
             predicted class (``classes``) and fold (``folds``).
@@ -353,7 +364,8 @@ class FittedDetector:
 
     def compared_by(self, inputs: Inputs) -> dict[str, Any]:
         """What the calibrator takes beside scores: ``covariates``, or nothing."""
-        if "covariates" not in _parameters(self.calibrator.p_values):
+        one = self.calibrator.contents if isinstance(self.calibrator, FittedRepeats) else self.calibrator
+        if "covariates" not in _parameters(one.p_values):
             return {}
         return {"covariates": covariates(getattr(self.spec.calibrator, "asks", ()), self.model, inputs)}
 

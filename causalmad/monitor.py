@@ -89,7 +89,7 @@ class Monitor:
             )
         fitted.calibrator.require(alpha)
         calibrator: Any = fitted.calibrator
-        if not hasattr(calibrator, "conditional"):
+        if not hasattr(getattr(calibrator, "plain", calibrator), "conditional"):
             raise CalibrationError(
                 f"{type(fitted.spec.calibrator).__name__} has no p-values that are valid given the calibration inputs",
                 needed="p-values that stay valid over a long stream",

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causalmad.calibration.repeats import FittedRepeats, restore_repeats
 from causalmad.config import from_config, to_config
 from causalmad.errors import CausalmadError, HypothesisError, StoreError
 from causalmad.models import open_model
@@ -73,6 +74,7 @@ def save(detector: FittedDetector, path: Path) -> None:
             "seen": sorted(detector.seen),
             "pool": sorted(detector.pool),
             "folded": isinstance(detector.reference, FittedFolds),
+            "repeats": isinstance(detector.calibrator, FittedRepeats),
             "provenance": detector.provenance,
             "model": {
                 "name": model.name,
@@ -143,7 +145,8 @@ def _rebuild(
     trusted = _trusted(content["trusted_ids"], signature.columns, tensors["trusted:values"].numpy())
     context = _arrays(tensors, "context")
     reference = _reference(spec.reference, tensors, trusted, context, content)
-    calibrator = spec.calibrator.restore(_arrays(tensors, "calibrator"))
+    kept = _arrays(tensors, "calibrator")
+    calibrator = restore_repeats(spec.calibrator, kept) if content.get("repeats") else spec.calibrator.restore(kept)
     some = np.asarray(reference.score_samples(trusted.values[:2]), dtype=np.float64)
     if some.shape != (min(2, len(trusted)),) or np.isnan(some).any():
         raise StoreError(f"the reference in {path} gives {some.tolist()} for two rows", needed="a number for each")

@@ -57,6 +57,18 @@ def test_a_copy_does_not_vouch_for_its_original():
     assert set(found.ids[-2:]) <= set(found.unlike)
 
 
+@pytest.mark.parametrize("name", ["recommended", "activations"])
+def test_the_order_of_the_inputs_plays_no_part(name):
+    rows = torch.cat([MADE.trusted.main[:40], MADE.trusted.main[:5]])
+    came = Inputs.of(rows, ids=[f"t{i}" for i in range(45)], blocks=MADE.trusted.blocks)
+    shuffle = np.random.default_rng(0).permutation(45)
+    first, again = (cm.audit(cm.detectors.detector(name), MADE.model, inputs) for inputs in (came, came[shuffle]))
+    assert again.ids == tuple(first.ids[row] for row in shuffle)
+    for what in ("scores", "folds", "p_values", "members"):
+        np.testing.assert_array_equal(getattr(first, what)[shuffle], getattr(again, what))
+    assert first.group_p_value == again.group_p_value
+
+
 def test_the_tail_is_conservative_on_squared_distances():
     random = np.random.default_rng(0)
     for df in (3, 30):

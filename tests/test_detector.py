@@ -10,11 +10,11 @@ from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import KernelDensity
 
 from causalmad import Detector, FittedDetector, Inputs, Monitor, audit
-from causalmad.calibration import CalibrationConditional, Mondrian
+from causalmad.calibration import CalibrationConditional, Conformal, CrossConformal, Mondrian, Weighted
 from causalmad.catalogue import catalogue
 from causalmad.config import require_options
 from causalmad.errors import CalibrationError, CausalmadError, FitError, InputsError, ModelError, SiteError, SpecError
-from causalmad.references import Mahalanobis, PerSite
+from causalmad.references import Mahalanobis, PerSite, TrustedVersusUntrusted
 from causalmad.signatures import Activations, AttributionPatching, Concat, ResamplingProfile
 from causalmad.signatures.base import Column, Signatures
 from causalmad.testing.toys import toy
@@ -37,7 +37,8 @@ def test_the_parts_of_the_trusted_inputs_share_no_content(detector):
     doubled = Inputs.of(torch.cat([made.trusted.main, made.trusted.main[:15]]), blocks=made.trusted.blocks)
     fitted = detector.fit(made.model, doubled, seed=1)
     ids = fitted.provenance["ids"]
-    assert sorted(ids["signature"] + ids["calibration"]) == sorted(doubled.ids)
+    assert contents(doubled, ids["signature"] + ids["calibration"]) == set(doubled.digests)
+    assert len(ids["calibration"]) == len(contents(doubled, ids["calibration"]))
     assert not contents(doubled, ids["signature"]) & contents(doubled, ids["calibration"])
     assert set(ids["reference"]) <= set(ids["signature"])
     donors = set(getattr(fitted.signature, "donor_digests", ()))
@@ -56,6 +57,48 @@ def test_the_split_does_not_depend_on_the_order_of_the_inputs_and_does_on_the_se
         for inputs, seed in ((made.trusted, 0), (shuffled, 0), (made.trusted, 1))
     ]
     assert held[0] == held[1] != held[2]
+
+
+def test_what_comes_with_the_inputs_comes_along_whatever_their_order():
+    """Columns, ids and copies of the trusted inputs, and an unlabelled pool: p-values have the same bits."""
+    made = toy("mlp", trusted=80, fresh=20)
+    copies = torch.cat([made.trusted.main, made.trusted.main[:30]])
+    kind = [("one", "two")[row % 2] for row in range(110)]
+    named = Inputs.of(copies, ids=[f"t{i}" for i in range(110)], columns={"kind": kind}, blocks=made.trusted.blocks)
+    fresh = Inputs.of(made.fresh.main, columns={"kind": ["one", "two"] * 10}, blocks=made.fresh.blocks)
+    random = np.random.default_rng(1)
+    for calibrator in (Mondrian("kind"), Weighted(("kind",))):
+        for reference in (PerSite(Mahalanobis("low-rank", two_sided=True, rank=3)), TrustedVersusUntrusted()):
+            detector = Detector(Activations(), reference, calibrator)
+            first = detector.fit(made.model, named, fresh, seed=2)
+            shuffled = named[random.permutation(110)], fresh[random.permutation(20)]
+            again = detector.fit(made.model, *shuffled, seed=2)
+            for one, other in zip(first.measure(*measured(first, fresh)), again.measure(*measured(again, fresh))):
+                np.testing.assert_array_equal(one, other)
+            assert first.provenance["ids"] == again.provenance["ids"]
+            own = named[[named.ids.index(key) for key in first.trusted.ids]]
+            np.testing.assert_allclose(first.trusted.values, first.signature(own).values, rtol=1e-5, atol=1e-6)
+
+
+def measured(fitted, inputs):
+    return fitted.signature(inputs), inputs
+
+
+@pytest.mark.parametrize(
+    ("calibrator", "count"), [(Conformal(), 30), (CalibrationConditional(), 30), (CrossConformal(), 40)], ids=str
+)
+def test_copies_are_no_further_calibration_inputs(calibrator, count):
+    """60 contents ten times each; new inputs are drawn as the contents were."""
+    model, flagged = toy("mlp").model, []
+    for seed in range(12):
+        draw = torch.Generator().manual_seed(seed)
+        contents, fresh = torch.randn(60, 12, generator=draw), torch.randn(300, 12, generator=draw)
+        fitted = Detector(Activations(("1",)), calibrator=calibrator).fit(model, contents.repeat(10, 1), seed=seed)
+        assert fitted.calibrator.smallest >= 1 / (count + 1)
+        with pytest.raises(CalibrationError, match="of each content one counts"):
+            fitted.detect(fresh, alpha=0.01)
+        flagged.append((fitted.detect(fresh, alpha=0.2).p_values <= 0.05).mean())
+    assert np.mean(flagged) <= 0.05 + 3 * max(np.std(flagged), 0.02) / np.sqrt(12)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.5, 20), (0.25, 10), (0.8, 32)])

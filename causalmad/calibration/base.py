@@ -125,6 +125,11 @@ def as_covariate(
     return values
 
 
+def as_label(value: Any) -> str:
+    """A category's name: whole numbers look alike, however they came."""
+    return str(int(value)) if isinstance(value, (float, np.floating)) and float(value).is_integer() else str(value)
+
+
 def to_text(text: str) -> npt.NDArray[np.uint8]:
     """Text as an array of bytes, for a file that holds nothing but arrays."""
     return np.frombuffer(text.encode(), dtype=np.uint8).copy()

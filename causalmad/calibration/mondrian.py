@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from causalmad.calibration.base import as_alpha, as_covariate, as_scores, from_text, to_text
+from causalmad.calibration.base import as_alpha, as_covariate, as_label, as_scores, from_text, to_text
 from causalmad.calibration.conformal import Conformal
 from causalmad.config import require_options
 from causalmad.errors import CalibrationError, CausalmadError, SpecError, StoreError
@@ -77,7 +77,7 @@ class Mondrian:
             edges = np.unique(np.quantile(labels, np.arange(1, self.bins) / self.bins, method="higher"))
             edges = edges[edges > labels.min()]
             labels = np.searchsorted(edges, labels, side="right")
-        found = {_key(one): self.calibrator.fit(values[labels == one]) for one in np.unique(labels)}
+        found = {as_label(one): self.calibrator.fit(values[labels == one]) for one in np.unique(labels)}
         return FittedMondrian(self.by, edges, found, self.bins is not None)
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> FittedMondrian:
@@ -153,7 +153,7 @@ class FittedMondrian:
         labels = as_covariate(covariates, self.by, count, number=self.binned)
         if self.binned:
             labels = np.searchsorted(self.edges, labels, side="right")
-        return [_key(one) for one in labels]
+        return [as_label(one) for one in labels]
 
     def require(self, alpha: float) -> None:
         """Nothing, where some score can be flagged at ``alpha`` in every stratum.
@@ -198,8 +198,3 @@ class FittedMondrian:
         for number, one in enumerate(self.strata.values()):
             kept |= {f"{number}:{key}": array for key, array in one.state().items()}
         return kept
-
-
-def _key(label: Any) -> str:
-    """A stratum's name: whole numbers look alike, however they came."""
-    return str(int(label)) if isinstance(label, (float, np.floating)) and float(label).is_integer() else str(label)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from causalmad.calibration.base import as_alpha, as_covariate, as_scores, from_text, to_text
+from causalmad.calibration.base import as_alpha, as_covariate, as_label, as_scores, from_text, to_text
 from causalmad.config import require_options
 from causalmad.errors import CalibrationError, SpecError, StoreError
 
@@ -30,6 +30,10 @@ class Weighted:
 
     ``by`` must be nuisance: what may differ for innocent reasons (length, difficulty, source). With anything that tells
     of the mechanism, or of the anomaly itself, the anomalies' own weight would explain them away.
+
+    A new input of a category that no calibration input has is an error that names the category, as it is for
+    :class:`Mondrian`: its weight is infinite, and nothing there is to compare it with. Untrusted inputs of such a
+    category play no part in the weights, which are ratios among the categories that there are.
 
     The weights are estimated, so that the p-values are as good as these; :attr:`FittedWeighted.effective_size` says how
     many calibration inputs are left in effect. They are not positively dependent: for many inputs at once take
@@ -70,7 +74,8 @@ class Weighted:
             untrusted: name -> (m,) covariates of the inputs to come, unlabelled.
 
         Raises:
-            CalibrationError: where there are no scores, some are NaN, or a covariate is missing or has gaps.
+            CalibrationError: where there are no scores, some are NaN, a covariate is missing or has gaps, or all
+                untrusted inputs are of categories that no calibration input has.
         """
         values = as_scores(scores, what="calibration scores")
         count = len(np.asarray(next(iter(untrusted.values()), ())))
@@ -79,9 +84,13 @@ class Weighted:
                 f"got {len(values)} calibration scores and {count} untrusted inputs", needed="at least one of each"
             )
         coder = _Coder.fit(self.by, covariates, len(values))
-        tables = coder(covariates, len(values)), coder(untrusted, count)
-        ratio = _log_ratio(*tables)
-        logs = _logits(tables[0], ratio)
+        unknown = coder.unknown(untrusted, count)
+        if len(set().union(*unknown.values())) == count:
+            raise coder.error(unknown, count, "untrusted inputs")
+        known = np.setdiff1d(np.arange(count), sorted(set().union(*unknown.values())))
+        table = coder(covariates, len(values))
+        ratio = _log_ratio(table, coder(untrusted, count)[known])
+        logs = _logits(table, ratio)
         order = np.argsort(values, kind="stable")
         return FittedWeighted(values[order], np.exp(logs - logs.max())[order], coder, ratio, float(logs.max()))
 
@@ -145,11 +154,15 @@ class FittedWeighted:
         """P-values (m,) of anomaly scores (m,), with the covariates of the same inputs: smaller = more anomalous.
 
         Raises:
-            CalibrationError: where the scores are no (m,) array of numbers, or a covariate is missing.
+            CalibrationError: where the scores are no (m,) array of numbers, a covariate is missing, or an input is of a
+                category that no calibration input has.
         """
         values = as_scores(scores, what="scores")
         if not len(values):
             return values
+        unknown = self.coder.unknown(covariates, len(values))
+        if unknown:
+            raise self.coder.error(unknown, len(values), "inputs")
         own = np.exp(_logits(self.coder(covariates, len(values)), self.ratio) - self.highest)
         above = np.append(np.cumsum(self.weights[::-1])[::-1], 0.0)  # weight of this and all higher scores
         p: Array = (own + above[np.searchsorted(self.scores, values, side="left")]) / (own + above[0])
@@ -185,7 +198,7 @@ class _Coder:
     Args:
         names: the covariates.
         scales: name -> (mean, deviation) of a number.
-        categories: name -> the categories seen in calibration, but the first; all others have a row of zeros.
+        categories: name -> the categories of the calibration inputs; each has an indicator, so that no name is special.
     """
 
     names: tuple[str, ...]
@@ -202,7 +215,7 @@ class _Coder:
                 deviation = float(numbers.std())
                 scales[name] = float(numbers.mean()), deviation if deviation > 0 else 1.0
             else:
-                categories[name] = tuple(sorted(set(map(str, values.tolist()))))[1:]
+                categories[name] = tuple(sorted(set(map(as_label, values.tolist()))))
         return cls(tuple(names), scales, categories)
 
     @property
@@ -217,9 +230,30 @@ class _Coder:
                 mean, deviation = self.scales[name]
                 columns.append((values - mean) / deviation)
             else:
-                texts = list(map(str, values.tolist()))
+                texts = list(map(as_label, values.tolist()))
                 columns += [np.array([one == text for text in texts], float) for one in self.categories[name]]
         return np.stack(columns, axis=1) if columns else np.empty((count, 0))
+
+    def unknown(self, covariates: Mapping[str, npt.ArrayLike], count: int) -> dict[tuple[str, str], list[int]]:
+        """(name, category) that no calibration input has -> the rows of it."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for name, known in self.categories.items():
+            for row, value in enumerate(as_covariate(covariates, name, count).tolist()):
+                if as_label(value) not in known:
+                    found.setdefault((name, as_label(value)), []).append(row)
+        return found
+
+    def error(self, unknown: Mapping[tuple[str, str], list[int]], count: int, what: str) -> CalibrationError:
+        """What is wrong with inputs of categories that no calibration input has."""
+        said = ", ".join(f"{name} {value}" for name, value in sorted(unknown)[:5])
+        names = sorted({name for name, _ in unknown})
+        return CalibrationError(
+            f"{len(set().union(*unknown.values()))} of {count} {what} are of {said}, of which there are no calibration "
+            "inputs",
+            needed="; ".join(f"{name} one of {', '.join(self.categories[name][:10])}" for name in names),
+            causes=["the model predicts a class that it predicts for no trusted input"] * ("class" in names),
+            tries=["trusted inputs of this kind", "calibrator=Conformal(), which compares with all of them"],
+        )
 
     def to_data(self) -> dict[str, Any]:
         return {"names": self.names, "scales": self.scales, "categories": self.categories}

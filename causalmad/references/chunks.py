@@ -112,9 +112,39 @@ def folds(start: int, count: int, number: int) -> npt.NDArray[np.int64]:
 
     All folds have the same size, give or take one, and a row's fold depends on its place only.
     """
-    blocks = np.tile(np.arange(number), (_BLOCKS, 1))
-    table = np.random.default_rng(13).permuted(blocks, axis=1).ravel()
+    table = _shuffled(number)
     return np.resize(np.roll(table, -(start % len(table))), count)
+
+
+def in_folds(chunks: Iterable[Array], count: int, number: int) -> Iterator[tuple[Array, npt.NDArray[np.int64]]]:
+    """Each chunk (m, d) with the fold (m,) of its rows: as `folds`, but equal rows that follow each other share one.
+
+    A detector hands rows over by content, so that copies of an input follow each other: none is scored by a fit that
+    has seen its copy. Of more equal rows than a fold has places, the rest goes to other folds.
+
+    Args:
+        chunks: all rows.
+        count: how many rows there are.
+        number: how many folds.
+    """
+    table, most = _shuffled(number), max(count // number, 1)
+    last, length, groups = None, 0, 0
+    for chunk in chunks:
+        if not len(chunk):
+            continue
+        differs = np.ones(len(chunk), dtype=np.bool_)
+        differs[1:] = (chunk[1:] != chunk[:-1]).any(axis=1)
+        differs[0] = last is None or bool((chunk[0] != last).any())
+        places = np.arange(len(chunk))
+        places -= np.maximum.accumulate(np.where(differs, places, -length))  # among rows that are equal
+        group = groups - 1 + np.cumsum(places % most == 0)
+        last, length, groups = chunk[-1], int(places[-1]) + 1, int(group[-1]) + 1
+        yield chunk, table[group % len(table)]
+
+
+def _shuffled(number: int) -> npt.NDArray[np.int64]:
+    blocks = np.tile(np.arange(number), (_BLOCKS, 1))
+    return np.random.default_rng(13).permuted(blocks, axis=1).ravel()
 
 
 def _once(what: str) -> FitError:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError, StoreError, nearest
 from causalmad.references.base import as_rows
-from causalmad.references.chunks import Passes, folds
+from causalmad.references.chunks import Passes, in_folds
 from causalmad.references.covariance import Summary
 from causalmad.references.mahalanobis import FittedMahalanobis, Mahalanobis
 from causalmad.references.nested import checked, nested_state, split
@@ -90,7 +90,8 @@ class ConditionalMahalanobis:
         c, f = unit[:, conditions], unit[:, ~conditions]
         ridge = RidgeCV(alphas=[n * penalty for penalty in _PENALTIES]).fit(c, f)
         slopes = np.ascontiguousarray(ridge.coef_.reshape(f.shape[1], c.shape[1]))
-        residuals, fold = np.empty_like(f), folds(0, n, _FOLDS)
+        residuals = np.empty_like(f)
+        _, fold = next(in_folds([rows], n, _FOLDS))
         for k in range(_FOLDS):
             held = fold == k
             if held.any():

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from causalmad.errors import FitError
 from causalmad.moments import Moments
-from causalmad.references.chunks import Passes, folds
+from causalmad.references.chunks import Passes, in_folds
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -290,28 +290,24 @@ def left_out_distances(rows: Iterable[Array], table: Summary, fit: Spread, rcond
 def low_rank_distances(rows: Iterable[Array], table: Summary, rcond: float, rank: int) -> Array:
     """Squared distance (n,) of each trusted row from a "low-rank" fit on nine tenths of the rows without it."""
     fits = []
-    for others in moments_without_folds(rows, table.moments.d, _FOLDS):
+    for others in moments_without_folds(rows, table, _FOLDS):
         low = _low_rank(table.correlation(others), rank)
         fits.append(Spread(others.mean, table.scale, inverse(low, table.constant, rcond), 0.0))
-    found, start = [], 0
-    for chunk in rows:
-        fold = folds(start, len(chunk), _FOLDS)
+    found = []
+    for chunk, fold in in_folds(rows, table.moments.n, _FOLDS):
         distances = np.empty(len(chunk))
         for k, fit in enumerate(fits):
             distances[fold == k] = fit.shares(chunk[fold == k]).sum(axis=1)
         found.append(distances)
-        start += len(chunk)
     return np.concatenate(found)
 
 
-def moments_without_folds(rows: Iterable[Array], d: int, number: int) -> list[Moments]:
-    """Moments of all rows but those of one fold, for each of the folds that `folds` gives; one pass."""
+def moments_without_folds(rows: Iterable[Array], table: Summary, number: int) -> list[Moments]:
+    """Moments of all rows but those of one fold, for each of the folds that `in_folds` gives; one pass."""
+    d = table.moments.d
     parts = [Moments.empty(d)] * number
-    start = 0
-    for chunk in rows:
-        fold = folds(start, len(chunk), number)
+    for chunk, fold in in_folds(rows, table.moments.n, number):
         parts = [part.update(chunk[fold == k]) for k, part in enumerate(parts)]
-        start += len(chunk)
     found = []
     for k in range(number):
         others = Moments.empty(d)
@@ -323,7 +319,7 @@ def moments_without_folds(rows: Iterable[Array], d: int, number: int) -> list[Mo
 
 def robust_distances(X: Array, table: Summary, rcond: float, seed: int) -> Array:
     """Squared distance (n,) of each row of ``X`` from a "robust" fit on nine tenths of these rows, without it."""
-    fold = folds(0, len(X), _FOLDS)
+    _, fold = next(in_folds([X], len(X), _FOLDS))
     distances = np.empty(len(X))
     for k in range(_FOLDS):
         fit = robust_spread(X[fold != k], table, rcond, seed)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError, StoreError, nearest
 from causalmad.references.base import FittedReference, Reference, anomaly_scores, as_rows
-from causalmad.references.chunks import folds
+from causalmad.references.chunks import in_folds
 from causalmad.references.estimators import fit_reference
 from causalmad.references.mahalanobis import Mahalanobis
 from causalmad.references.nested import checked, nested_state, restored_inside, split
@@ -120,7 +120,7 @@ class PerSite:
             pool = np.asarray(untrusted)
         sites = tuple(dict.fromkeys(own))
         site = np.array([sites.index(group) for group in own])
-        fold = folds(0, n, _FOLDS)
+        _, fold = next(in_folds([rows], n, _FOLDS))
 
         def fitted(k: int, kept: npt.NDArray[np.bool_]) -> FittedReference:
             columns = np.flatnonzero(site == k)

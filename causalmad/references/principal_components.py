@@ -11,7 +11,7 @@ import numpy.typing as npt
 from causalmad.config import require_options
 from causalmad.errors import FitError, InputsError, SpecError
 from causalmad.references.base import as_rows
-from causalmad.references.chunks import Chunks, Passes, folds
+from causalmad.references.chunks import Chunks, Passes, in_folds
 from causalmad.references.covariance import Summary, moments_without_folds
 from causalmad.references.state import frozen, restored
 
@@ -185,13 +185,11 @@ def _components(covariance: Array, n: int, components: int | float) -> tuple[Arr
 def _left_over(rows: Iterable[Array], table: Summary, count: int) -> float:
     """Mean residual energy of the rows beside the leading components of the rows outside their fold."""
     varying = ~table.constant
-    others = moments_without_folds(rows, table.moments.d, _FOLDS)
+    others = moments_without_folds(rows, table, _FOLDS)
     bases = [_components(table.correlation(other), other.n, count)[0] for other in others]
-    total, start = 0.0, 0
-    for chunk in rows:
-        fold = folds(start, len(chunk), _FOLDS)
+    total = 0.0
+    for chunk, fold in in_folds(rows, table.moments.n, _FOLDS):
         for k, (other, basis) in enumerate(zip(others, bases)):
             z = ((chunk[fold == k] - other.mean) / table.scale)[:, varying]
             total += float(((z - z @ basis.T @ basis) ** 2).sum())
-        start += len(chunk)
     return total / table.moments.n

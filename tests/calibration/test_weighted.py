@@ -84,13 +84,46 @@ def test_little_overlap_is_refused_with_the_effective_size():
 
 def test_categories_and_classes_are_no_numbers():
     kinds = np.repeat(["a", "b"], 150)
-    pool = {"source": np.repeat(["a", "b", "never seen"], [10, 90, 1]), "class": np.full(101, 7)}
+    pool = {"source": np.repeat(["a", "b"], [10, 91]), "class": np.full(101, 7)}
     spec = Weighted(("source", "class"))
     one = spec.fit(SCORES, covariates={"source": kinds, "class": np.full(300, 7)}, untrusted=pool)
     by_kind = [set(one.weights[np.sort(SCORES).searchsorted(SCORES[kinds == kind])]) for kind in "ab"]
     assert len(by_kind[0]) == len(by_kind[1]) == 1 and by_kind[1] == {1.0}
-    p = one.p_values([0.0, 0.0], covariates={"source": ["a", "elsewhere"], "class": [7, 3]})
+    new = {"source": ["a", "b"], "class": [7, 7.0]}
+    p = one.p_values([0.0, 0.0], covariates=new)
     assert ((p > 0) & (p <= 1)).all()
+    assert (spec.restore(one.state()).p_values([0.0, 0.0], covariates=new) == p).all()
+
+
+def test_a_category_without_calibration_inputs_is_refused_by_name():
+    kinds = np.repeat(["a", "b"], 150)
+    spec, seen = Weighted(("source",)), {"source": np.repeat(["a", "b"], [10, 90])}
+    mixed = {"source": np.repeat(["a", "b", "new"], [10, 90, 40])}
+    one = spec.fit(SCORES, covariates={"source": kinds}, untrusted=mixed)
+    with pytest.raises(CalibrationError, match=r"2 of 3 inputs are of source new, of which there are no calibration"):
+        one.p_values([0.0, 1.0, 2.0], covariates={"source": ["new", "a", "new"]})
+    # Where it has no weight it has no say in those of the others either.
+    plain = spec.fit(SCORES, covariates={"source": kinds}, untrusted=seen)
+    assert (plain.weights == one.weights).all()
+    with pytest.raises(CalibrationError, match="4 of 4 untrusted inputs are of source new"):
+        spec.fit(SCORES, covariates={"source": kinds}, untrusted={"source": ["new"] * 4})
+
+
+def test_no_category_is_special_whatever_it_is_called():
+    """Scores depend on the category alone, whose shares differ: p-values hold, and are the same under other names."""
+    random = np.random.default_rng(2)
+    found = []
+    for _ in range(60):
+        kinds, later = random.choice(3, 300, p=[0.7, 0.2, 0.1]), random.choice(3, 300, p=[0.2, 0.4, 0.4])
+        scores, new = 3.0 * kinds + random.normal(size=300), 3.0 * later + random.normal(size=300)
+        p = []
+        for names in ("abc", "cab", "bca"):
+            held, pool = ({"kind": np.array(list(names))[which]} for which in (kinds, later))
+            one = Weighted(("kind",)).fit(scores, covariates=held, untrusted=pool)
+            p.append(one.p_values(new, covariates=pool))
+        np.testing.assert_allclose(p, [p[0]] * 3, rtol=1e-3)  # the regression stops when it is near
+        found.append(p[0])
+    assert abs((np.array(found) <= 0.1).mean() - 0.1) < 0.015
 
 
 def test_restore_is_exact_and_refuses_what_is_broken():

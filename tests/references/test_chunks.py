@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as draws
 
 from causalmad.errors import FitError
-from causalmad.references.chunks import Passes, folds, subsample
+from causalmad.references.chunks import Passes, folds, in_folds, subsample
 from causalmad.references.mahalanobis import COVARIANCES, Mahalanobis
 
 ONE_PASS = ("oas", "empirical", "diagonal", "low-rank")
@@ -124,6 +124,28 @@ def test_folds_are_even_shuffled_and_fixed_by_place():
     assert len({tuple(whole[i : i + 5]) for i in range(0, 1000, 5)}) > 50
     pieces = [folds(start, 7, 5) for start in range(0, 19_999, 7)]
     assert (np.concatenate(pieces)[:19_999] == whole[:19_999]).all()
+
+
+@pytest.mark.parametrize(("n", "number"), [(200, 5), (37, 10), (3, 5), (1, 5)])
+@pytest.mark.parametrize("part", [1, 3, 7, 1000])
+def test_equal_rows_that_follow_each_other_share_a_fold(n, number, part):
+    random = np.random.default_rng(n)
+    X = random.normal(size=(n, 2))
+    assert (next(in_folds([X], n, number))[1] == folds(0, n, number)).all()
+    copies = np.repeat(X, random.integers(1, 4, n), axis=0)
+    chunks = [copies[start : start + part] for start in range(0, len(copies), part)]
+    pairs = list(in_folds([*chunks, X[:0]], len(copies), number))
+    assert (np.concatenate([chunk for chunk, _ in pairs]) == copies).all()
+    expected, place, equal = [], -1, 0
+    for row, before in zip(copies, [None, *copies[:-1]], strict=True):
+        equal = equal + 1 if before is not None and (row == before).all() else 0
+        place += equal % max(len(copies) // number, 1) == 0
+        expected.append(folds(place, 1, number)[0])
+    assert np.concatenate([fold for _, fold in pairs]).tolist() == expected
+
+
+def test_more_equal_rows_than_a_fold_has_places_are_spread():
+    assert np.bincount(next(in_folds([np.ones((100, 3))], 100, 5))[1]).tolist() == [20] * 5
 
 
 def test_passes_remember_how_coarse_the_numbers_were():
