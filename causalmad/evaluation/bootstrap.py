@@ -29,17 +29,15 @@ class Scored:
     scores: Floats
 
 
-def bootstrap_interval(seeds: Sequence[Scored], *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
-    """95 % percentile interval (lo, hi) of the mean AUROC over model seeds.
+def bootstrap_interval(one: Scored, *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
+    """95 % percentile interval (lo, hi) of the AUROC of one model, over inputs.
 
-    Each draw takes as many seeds as there are, with replacement, and within each of them as many inputs of either kind,
-    with replacement: it covers both what another model and what other inputs would have changed.
+    Each draw takes as many inputs of either kind as there are, with replacement. It says nothing of other models.
 
     Raises:
-        InputsError: without seeds, or where one has only one kind of input.
+        InputsError: where there is only one kind of input.
     """
-    means = _means(seeds, draws, np.random.default_rng(seed))
-    return _percentiles(means)
+    return _percentiles(_resampled(one, draws, np.random.default_rng(seed)))
 
 
 def paired_interval(

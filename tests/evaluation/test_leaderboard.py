@@ -66,7 +66,7 @@ def test_bootstrap_equals_resampling_rows_by_hand():
     for _ in range(3000):
         odd, normal = (rng.choice(one.scores[labels == kind], 30) for kind in (True, False))
         draws.append(auroc([1] * 30 + [0] * 30, np.concatenate([odd, normal])))
-    np.testing.assert_allclose(bootstrap_interval([one], draws=3000), np.percentile(draws, [2.5, 97.5]), atol=0.015)
+    np.testing.assert_allclose(bootstrap_interval(one, draws=3000), np.percentile(draws, [2.5, 97.5]), atol=0.015)
 
 
 def test_the_interval_covers_the_truth():
@@ -75,7 +75,7 @@ def test_the_interval_covers_the_truth():
     for seed in range(100):
         rng = np.random.default_rng(seed)
         labels = np.arange(100) % 2 == 0
-        low, high = bootstrap_interval([Scored(labels, labels + rng.standard_normal(100))], draws=300)
+        low, high = bootstrap_interval(Scored(labels, labels + rng.standard_normal(100)), draws=300)
         held += low <= truth <= high
     assert held >= 88  # 95 expected; 88 has a chance of 0.4 %
 
