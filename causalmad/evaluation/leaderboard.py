@@ -171,7 +171,13 @@ class Leaderboard:
             ],
         )
         if self.nulls:
-            lines += ["", "## Null tasks", "", "Nothing is anomalous there: an interval should hold 0.5.", ""]
+            lines += [
+                "",
+                "## Null tasks",
+                "",
+                "Nothing is anomalous there: an interval should hold 0.5, and one in twenty misses it by chance.",
+                "",
+            ]
             nulls = sorted(self.nulls)
             lines += _markdown(
                 ["detector", *(f"`{task}`" for task in nulls)],
