@@ -152,12 +152,21 @@ def write_leaderboard(board: Leaderboard, folder: Path, choice: Choice | None = 
     text = [
         f"# {headline(board.suite)}",
         f"`causalmad bench --suite {board.suite} --out DIR`; {said}.",
-        f"Mean AUROC over {len(board.seeds)} seeds, with 95 % bootstrap intervals over inputs and seeds.",
+        _said_of_intervals(len(board.seeds)),
         *([] if choice is None else [choice.to_markdown()]),
         board.to_markdown(),
     ]
     texts = {"json": json.dumps(data, indent=1) + "\n", "csv": board.to_csv(), "md": "\n\n".join(text)}
     return tuple(write_whole(folder / f"leaderboard.{ending}", [text]) for ending, text in texts.items())
+
+
+def _said_of_intervals(seeds: int) -> str:
+    if seeds == 1:
+        return "AUROC of one seed, with 95 % bootstrap intervals over its inputs: they say nothing of other models."
+    return (
+        f"Mean AUROC over {seeds} seeds, each with a model and inputs of its own, with Student's 95 % intervals over "
+        "them, on the scale of log-odds."
+    )
 
 
 def _job(suite: Suite, folder: Path, task: str, seed: int) -> Job | None:

@@ -1,8 +1,8 @@
-"""Bootstrap intervals of AUROC over inputs and model seeds, and of the difference between two detectors."""
+"""Scores with their labels, and AUROCs of resampled inputs and model seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,47 +29,15 @@ class Scored:
     scores: Floats
 
 
-def bootstrap_interval(seeds: Sequence[Scored], *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
-    """95 % percentile interval (lo, hi) of the mean AUROC over model seeds.
+def bootstrap_interval(one: Scored, *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
+    """95 % percentile interval (lo, hi) of the AUROC of one model, over inputs.
 
-    Each draw takes as many seeds as there are, with replacement, and within each of them as many inputs of either kind,
-    with replacement: it covers both what another model and what other inputs would have changed.
-
-    Raises:
-        InputsError: without seeds, or where one has only one kind of input.
-    """
-    means = _means(seeds, draws, np.random.default_rng(seed))
-    return _percentiles(means)
-
-
-def paired_interval(
-    first: Sequence[Sequence[Scored]],
-    second: Sequence[Sequence[Scored]],
-    summary: Callable[[Floats], float],
-    *,
-    seed: int = 0,
-    draws: int = DRAWS,
-) -> tuple[float, float]:
-    """95 % percentile interval of a summary of one detector minus that of another, over the same tasks.
-
-    Args:
-        first: task -> seed -> scores of one detector.
-        second: the same of the other: the same inputs in the same order.
-        summary: from the (tasks,) mean AUROCs to a number, such as ``numpy.mean`` or ``numpy.min``.
-        seed: of the draws; the two detectors share them, so what both find hard cancels.
-        draws: how many.
+    Each draw takes as many inputs of either kind as there are, with replacement. It says nothing of other models.
 
     Raises:
-        InputsError: where the two were not scored on the same inputs.
+        InputsError: where there is only one kind of input.
     """
-    columns = [task_draws(side, seed=seed, draws=draws) for side in (first, second)]
-    if columns[0].shape != columns[1].shape or not all(
-        len(a) == len(b) and all(np.array_equal(x.labels, y.labels) for x, y in zip(a, b))
-        for a, b in zip(first, second)
-    ):
-        raise InputsError("the two detectors were not scored on the same inputs", needed="the same tasks and seeds")
-    gaps = np.array([summary(a) - summary(b) for a, b in zip(columns[0], columns[1], strict=True)])
-    return _percentiles(gaps)
+    return _percentiles(_resampled(one, draws, np.random.default_rng(seed)))
 
 
 def task_draws(tasks: Sequence[Sequence[Scored]], *, seed: int = 0, draws: int = DRAWS) -> Floats:

@@ -6,15 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from causalmad.errors import StoreError
-from causalmad.evaluation.bootstrap import task_draws
 from causalmad.evaluation.comparing import Comparison, compare, runs_of
+from causalmad.evaluation.intervals import Measured, worse
 from causalmad.evaluation.logs import Log
-
-Floats = npt.NDArray[np.float64]
 
 RECOMMENDED, BASELINE = "recommended", "activations"
 
@@ -81,10 +76,10 @@ def choose(logs: Iterable[Log], candidates: Sequence[str]) -> Choice:
 def leave_one_task_out(logs: Iterable[Log], candidates: Sequence[str]) -> dict[str, str]:
     """Task -> the candidate that is chosen by all the *other* tasks; versions of the task itself are left out with it.
 
-    The best worst task leads. Candidates whose worst task is not worse beyond chance (the 95 % interval of the paired
-    difference reaches 0) are tied with it, and of these the one with the best mean is taken: otherwise a task that
-    nobody solves would choose by its noise. Only candidates that apply to every task take part; null tasks choose
-    nothing.
+    The best worst task leads. Candidates whose worst task is not worse beyond chance (the interval of the paired
+    difference, :func:`causalmad.evaluation.intervals.worst_gap`, reaches 0) are tied with it, and of these the one with
+    the best mean is taken: otherwise a task that nobody solves would choose by its noise. Only candidates that apply to
+    every task take part; null tasks choose nothing.
 
     Raises:
         StoreError: when there are fewer than two tasks, or no candidate applies to all of them.
@@ -109,13 +104,11 @@ class _Trial:
 
     Attributes:
         tasks: those that are not null.
-        means: candidate -> (tasks,) mean AUROC.
-        draws: candidate -> (draws, tasks) mean AUROC of resampled seeds and inputs, paired between candidates.
+        measured: candidate -> its AUROCs, paired between candidates.
     """
 
     tasks: tuple[str, ...]
-    means: Mapping[str, Floats]
-    draws: Mapping[str, Floats]
+    measured: Mapping[str, Measured]
 
     @classmethod
     def of(cls, logs: Iterable[Log], candidates: Sequence[str]) -> _Trial:
@@ -135,20 +128,18 @@ class _Trial:
         each = {
             name: [[runs[name][task][seed] for seed in sorted(runs[name][task])] for task in tasks] for name in able
         }
-        means = {name: np.array([np.mean([log.auroc for log in task]) for task in each[name]]) for name in able}
-        draws = {name: task_draws([[log.scored for log in task] for task in each[name]]) for name in able}
-        return cls(tasks, means, draws)
+        return cls(tasks, {name: Measured.of([[log.scored for log in task] for task in each[name]]) for name in able})
 
     def best(self, without: str = "") -> str:
         """The choice of all tasks but one, and but its siblings."""
         kept = [place for place, task in enumerate(self.tasks) if _family(task) != _family(without)]
         if not kept:
             raise StoreError(f"every task is a version of {without}", needed="tasks of two kinds or more")
-        worst = {name: means[kept].min() for name, means in self.means.items()}
-        leader = max(worst, key=lambda name: worst[name])
-        gaps = {name: self.draws[leader][:, kept].min(1) - draws[:, kept].min(1) for name, draws in self.draws.items()}
-        tied = [name for name, gap in gaps.items() if np.percentile(gap, 2.5) <= 0]
-        return max(tied, key=lambda name: self.means[name][kept].mean())
+        found = {name: measured.part(kept) for name, measured in self.measured.items()}
+        means = {name: measured.values.mean(0) for name, measured in found.items()}
+        leader = max(means, key=lambda name: float(means[name].min()))
+        tied = [name for name, measured in found.items() if not worse(measured, found[leader])]
+        return max(tied, key=lambda name: float(means[name].mean()))
 
 
 def _runs_of_the_chosen(logs: Iterable[Log], chosen: Mapping[str, str], best: str) -> tuple[Log, ...]:

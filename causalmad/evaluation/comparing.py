@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from causalmad.errors import StoreError, nearest
-from causalmad.evaluation.bootstrap import Scored, paired_interval
+from causalmad.evaluation.bootstrap import Scored
+from causalmad.evaluation.intervals import Measured, mean_gap, worst_gap
 from causalmad.evaluation.logs import Log
 
 
@@ -22,7 +23,8 @@ class Comparison:
         second: the other.
         tasks: task -> (AUROC of the one, of the other, 95 % interval of the difference).
         mean: the difference of the mean AUROC over tasks, and its interval.
-        worst: the difference of the worst-task AUROC, and its interval.
+        worst: the difference of the worst-task AUROC, and its interval, of at least 95 %:
+            :func:`causalmad.evaluation.intervals.worst_gap` says how.
     """
 
     first: str
@@ -83,14 +85,16 @@ def compare(logs: Iterable[Log], first: str, second: str) -> Comparison:
         raise StoreError(f"{first} and {second} were run on no task and seed together")
     means = [[float(np.mean([_auroc(one) for one in task])) for task in side] for side in sides]
     each = {
-        task: (a, b, paired_interval([x], [y], np.mean)) for task, a, b, x, y in zip(kept, *means, *sides, strict=True)
+        task: (a, b, mean_gap(Measured.of([x]), Measured.of([y])))
+        for task, a, b, x, y in zip(kept, *means, *sides, strict=True)
     }
+    both = [Measured.of(side) for side in sides]
     return Comparison(
         first,
         second,
         each,
-        (float(np.mean(means[0]) - np.mean(means[1])), paired_interval(*sides, np.mean)),
-        (min(means[0]) - min(means[1]), paired_interval(*sides, np.min)),
+        (float(np.mean(means[0]) - np.mean(means[1])), mean_gap(*both)),
+        (min(means[0]) - min(means[1]), worst_gap(*both)),
     )
 
 
@@ -111,6 +115,8 @@ def _aligned(log: Log, other: Log) -> Scored:
         raise StoreError(f"{log.task}, seed {log.seed}: {log.detector} and {other.detector} scored other inputs")
     rows = np.array([places[key] for key in wanted])
     found = log.scored
+    if not np.array_equal(found.labels[rows], other.scored.labels):
+        raise StoreError(f"{log.task}, seed {log.seed}: the labels of {log.detector} and {other.detector} differ")
     return Scored(found.labels[rows], found.scores[rows])
 
 

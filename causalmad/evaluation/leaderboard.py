@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causalmad.errors import StoreError
-from causalmad.evaluation.bootstrap import Scored, bootstrap_interval
+from causalmad.evaluation.intervals import auroc_interval
 from causalmad.evaluation.logs import Log
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Standing:
 
     Attributes:
         auroc: mean over the model seeds.
-        ci95: bootstrap interval over inputs and seeds.
+        ci95: its interval over the seeds, each with a model and inputs of its own; with one seed, over its inputs.
         seeds: how many.
         measures: mean over the seeds of what else was measured, such as ``fpr_at_0.05``.
         outside: how many shares of flagged normals lie outside the 99 % interval in which they should, and of how many;
@@ -171,7 +171,13 @@ class Leaderboard:
             ],
         )
         if self.nulls:
-            lines += ["", "## Null tasks", "", "Nothing is anomalous there: an interval should hold 0.5.", ""]
+            lines += [
+                "",
+                "## Null tasks",
+                "",
+                "Nothing is anomalous there: an interval should hold 0.5, and one in twenty misses it by chance.",
+                "",
+            ]
             nulls = sorted(self.nulls)
             lines += _markdown(
                 ["detector", *(f"`{task}`" for task in nulls)],
@@ -250,7 +256,6 @@ class Leaderboard:
 
 
 def _standing(logs: Sequence[Log]) -> Standing:
-    scored: list[Scored] = [log.scored for log in logs]
     measures: dict[str, list[float]] = {}
     for log in logs:
         result = log.content["result"]
@@ -261,7 +266,7 @@ def _standing(logs: Sequence[Log]) -> Standing:
         measures.setdefault("average_precision", []).append(float(result["average_precision"]))
     summary = {key: float(np.mean(values)) for key, values in sorted(measures.items())}
     auroc = float(np.mean([log.auroc for log in logs]))
-    return Standing(auroc, bootstrap_interval(scored), len(logs), summary, _outside(logs))
+    return Standing(auroc, auroc_interval([log.scored for log in logs]), len(logs), summary, _outside(logs))
 
 
 def _outside(logs: Sequence[Log]) -> tuple[int, int] | None:
