@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SIZES = ("small", "gpt2-small")
-SCRIPTS = ("capture", "edges", "attribution", "resampling", "exact_patching", "streaming_moments", "scaling")
+SCRIPTS = ("capture", "edges", "attribution", "resampling", "exact_patching", "paths", "streaming_moments", "scaling")
 OPTIONS = {"exact_patching": ["--peers"]}
 WITHOUT_SIZE = ("streaming_moments", "scaling")
 
@@ -30,8 +30,9 @@ def main() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for script in given.only:
         for size in ("",) if script in WITHOUT_SIZE else given.sizes:
-            # A whole of exact patching takes a round for every layer.
-            rounds = -(-given.rounds // 12) * 12 if script == "exact_patching" else given.rounds
+            # A whole of exact patching takes a round for every layer, one of paths for every layer but the first.
+            whole = {"exact_patching": 12, "paths": 11}.get(script, 1)
+            rounds = -(-given.rounds // whole) * whole
             words = [] if script == "scaling" else ["--rounds", str(rounds)]
             words += ["--size", size, *OPTIONS.get(script, [])] if size else []
             done = subprocess.run([sys.executable, str(HERE / f"{script}.py"), *words], env=environment)

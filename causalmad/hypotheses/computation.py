@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -120,6 +120,14 @@ class Computation:
         return table
 
     @cached_property
+    def into(self) -> Tensor:
+        """(receivers, senders) bool: into whose values what a receiver reads goes."""
+        table = torch.zeros(len(self.receivers), len(self.senders), dtype=torch.bool)
+        for column, name in enumerate(self.receivers):
+            table[column, [self.sender(node) for node in self.heads_of(name)]] = True
+        return table
+
+    @cached_property
     def edges(self) -> tuple[tuple[str, str], ...]:
         """Every edge, sender by sender: the order of ``allowed.nonzero()``."""
         return tuple((self.senders[u], self.receivers[r]) for u, r in self.allowed.nonzero().tolist())
@@ -170,13 +178,21 @@ class Computation:
         site = Site(part.writes.path, part.writes.side)
         return replace(site, heads=(row - part.senders.start,), head_count=len(part.senders)) if part.slots else site
 
-    def written(self, part: Part, value: Tensor) -> Tensor:
-        """(batch, positions, senders, width) what a part's senders write, from the activation where they are."""
+    def written(self, part: Part, value: Tensor, which: Sequence[int] | None = None) -> Tensor:
+        """(batch, positions, senders, width) what a part's senders write, from the activation where they are.
+
+        Args:
+            part: whose senders.
+            value: the activation.
+            which: some of them, by number; by default all.
+        """
         if not part.slots or part.writes is None:
             return value[:, :, None]
         heads = value.unflatten(-1, (len(part.senders), -1))
-        weight = weights(self.model.module.get_submodule(part.writes.path), value)
-        return torch.einsum("bphk,hkd->bphd", heads, weight.unflatten(0, (len(part.senders), -1)))
+        weight = weights(self.model.module.get_submodule(part.writes.path), value).unflatten(0, (len(part.senders), -1))
+        if which is not None:
+            heads, weight = heads[:, :, list(which)], weight[list(which)]
+        return torch.einsum("bphk,hkd->bphd", heads, weight)
 
     def senders_of(self, values: Mapping[Place, Tensor]) -> Tensor:
         """(batch, positions, senders, width) everything written, from what was read at :attr:`places`."""

@@ -15,10 +15,14 @@ from causalmad.hypotheses.circuit import Circuit
 from causalmad.hypotheses.computation import Computation
 from causalmad.hypotheses.donors import Donors
 from causalmad.hypotheses.edge_attribution import METHODS, EdgeAttributor
-from causalmad.hypotheses.edges import CURRENT, DONOR, EdgePatcher
+from causalmad.hypotheses.edges import EdgePatcher
+from causalmad.hypotheses.rewiring import CURRENT, DONOR
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel, open_model
+from causalmad.models.clean import Clean
 from causalmad.targets import Readout, Target, TopMargin, as_target, divergence
+
+_HELD = 2**27  # numbers of clean runs held at once
 
 Method = Literal["eap-ig", "eap", "eap-ig-activations", "acdc", "exact"]
 
@@ -161,19 +165,22 @@ def _exact_nodes(patcher: EdgePatcher, inputs: Inputs, target: Target) -> Tensor
 
 def _changes(patcher: EdgePatcher, target: Target, batch: Batch, which: Tensor, groups: list[Tensor]) -> Tensor:
     """(batch, groups) mean over donors of the target's change when a group of edges is patched."""
-    clean = patcher.model.logits(batch)
+    start = patcher.start(batch)
+    clean = start.logits
     read = target.bind(clean)
     shape = patcher.computation.allowed.shape
+    # Those that depart from the clean run at the same receiver together.
+    order = sorted(range(len(groups)), key=lambda i: int(groups[i][:, 1].min()) if len(groups[i]) else shape[1])
 
     def tables() -> Any:
-        for group in groups:
+        for i in order:
             table = torch.zeros(shape, dtype=torch.int8)
-            table[group[:, 0], group[:, 1]] = DONOR
+            table[groups[i][:, 0], groups[i][:, 1]] = DONOR
             yield table
 
     total = torch.zeros(len(batch), len(groups))
     for donor in which.unbind(1):
-        for column, logits in enumerate(patcher.stacked(batch, donor, tables())):
+        for column, logits in zip(order, patcher.stacked(start, donor, tables()), strict=True):
             total[:, column] += (read(logits) - read(clean)).cpu()
     return total / which.shape[1]
 
@@ -225,16 +232,19 @@ class _Loss:
     """The mean divergence from the model's output, in nats, every input having one donor."""
 
     patcher: EdgePatcher
-    batches: tuple[tuple[Batch, Tensor, Tensor], ...]
+    batches: tuple[tuple[Batch | Clean, Tensor, Tensor], ...]
 
     @classmethod
     def of(cls, patcher: EdgePatcher, inputs: Inputs) -> _Loss:
         table = torch.as_tensor(patcher.donors.of(inputs))
         which = table[torch.arange(len(inputs)), torch.arange(len(inputs)) % table.shape[1]]
-        found = []
+        found, held = [], 0
         for batch in patcher.batches(inputs):
-            clean = log_softmax(patcher.model.logits(batch).double(), -1)
-            found.append((batch, which[torch.as_tensor(batch.rows)], clean))
+            start = patcher.start(batch)
+            clean = log_softmax(start.logits.double(), -1)
+            # Clean runs are held as long as there is room, since every edge asks for them again.
+            held += start.numbers
+            found.append((start if held <= _HELD else batch, which[torch.as_tensor(batch.rows)], clean))
         return cls(patcher, tuple(found))
 
     def __call__(self, sources: Tensor) -> float:
@@ -242,5 +252,5 @@ class _Loss:
         for batch, which, clean in self.batches:
             logits = self.patcher.logits(batch, which, sources).double()
             total += float(divergence(clean, log_softmax(logits, -1)).sum())
-            count += len(batch)
+            count += len(clean)
         return total / count

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from causalmad.errors import HypothesisError
 from causalmad.hypotheses.bench import Bench
-from causalmad.hypotheses.computation import Computation, Part, plain, weights
+from causalmad.hypotheses.computation import Computation, Part
 from causalmad.hypotheses.donors import Donors, align
+from causalmad.hypotheses.rewiring import CLEAN, CURRENT, DONOR, Patch, Plan, Rewired
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel, open_model
 from causalmad.models.batching import in_stacks
+from causalmad.models.clean import Clean
+from causalmad.models.shortcuts import Shortcuts
 from causalmad.sites import Place
-
-Patch: TypeAlias = Callable[[Tensor], Tensor]
-
-# What a receiver reads of a sender: its value in the same run, in the donor's run, or in the clean run.
-CURRENT, DONOR, CLEAN = 0, 1, 2
 
 _MOST = 2**25  # numbers held at once for what all senders write; more rows than that are run in turn
 
@@ -83,136 +82,123 @@ class EdgePatcher:
         known = self.written if place is None else self.values[place]
         return align(known, self.donor_batch.mask, which.to(known.device), batch)
 
-    def logits(self, batch: Batch, which: Tensor, sources: Tensor) -> Tensor:
+    @cached_property
+    def shortcuts(self) -> Shortcuts:
+        """Runs from the first receiver that reads something else on."""
+        parts = self.computation.parts
+        slots = [slot.place for part in parts for slot in part.slots]
+        return Shortcuts(self.model, [*(part.norm for part in parts), *slots])
+
+    def start(self, batch: Batch) -> Clean:
+        """The clean run of a batch, once for all its variants."""
+        with _plain_tensors(), self.model.quiet():
+            return self.shortcuts.clean(batch, read=self.computation.places)
+
+    def logits(self, batch: Batch | Clean, which: Tensor, sources: Tensor) -> Tensor:
         """(batch, classes) logits when every receiver reads as it is told.
 
         Args:
-            batch: the inputs.
+            batch: the inputs, or what :meth:`start` made of them.
             which: (batch,) donor of each row.
             sources: (batch, senders, receivers) or (senders, receivers), ``CURRENT``, ``DONOR`` or ``CLEAN``.
         """
-        table = sources.expand(len(batch), *sources.shape[-2:])
-        width = self.written.shape[2] * self.written.shape[3] * batch.main.shape[1]
-        rows = torch.arange(len(batch)).split(max(1, _MOST // width))
-        with _plain_tensors(), self.model.quiet():
-            return torch.cat([self._logits(pick(batch, part), which[part], table[part]) for part in rows])
+        table = sources if sources.ndim == 3 else sources[None]
+        apart = isinstance(batch, Clean) or bool((sources == CLEAN).any())
+        start = self.start(batch) if apart and isinstance(batch, Batch) else batch
+        inputs = start.batch if isinstance(start, Clean) else start
+        rows = torch.arange(len(inputs)).split(self._most(inputs, table[None], apart))
+        found = [
+            self._logits(start, part, which, table[None] if len(table) == 1 else table[None, part]) for part in rows
+        ]
+        return torch.cat(found)
 
-    def stacked(self, batch: Batch, which: Tensor, variants: Iterable[Tensor]) -> Iterator[Tensor]:
+    def stacked(self, batch: Batch | Clean, which: Tensor, variants: Iterable[Tensor]) -> Iterator[Tensor]:
         """(batch, classes) logits of every variant in turn, many of them in one run.
 
         Args:
-            batch: the inputs.
+            batch: the inputs, or what :meth:`start` made of them.
             which: (batch,) donor of each row.
-            variants: each (senders, receivers) sources, the same for all rows.
+            variants: each (senders, receivers) sources, the same for all rows. Those in a row that depart from the
+                clean run at the same receiver cost least.
         """
-        limit = max(1, self.model.batching.stack // len(batch))
+        start = self.start(batch) if isinstance(batch, Batch) else batch
+        count, rows = len(start.batch), torch.arange(len(start.batch))
         waiting: list[Tensor] = []
 
         def run() -> Iterator[Tensor]:
-            rows = torch.arange(len(batch)).repeat(len(waiting))
-            table = torch.stack(waiting).repeat_interleave(len(batch), 0)
-            found = self.logits(pick(batch, rows), which[rows], table)
-            yield from found.split(len(batch))
+            if len(waiting) == 1:
+                yield self.logits(start, which, waiting[0])
+            else:
+                yield from self._logits(start, rows, which, torch.stack(waiting)[:, None]).split(count)
+            waiting.clear()
 
         for sources in variants:
-            waiting.append(sources)
-            if len(waiting) == limit:
+            together = [*waiting, sources]
+            # Where only the logits read something else, only the last position is run.
+            last = bool(start.keys) and all(departure(table) >= table.shape[1] - 1 for table in together)
+            most = self.shortcuts.rows(1 if last else start.batch.main.shape[1])
+            if waiting and len(together) * count > min(most, self._most(start.batch, torch.stack(together)[:, None])):
                 yield from run()
-                waiting.clear()
+            waiting.append(sources)
         if waiting:
             yield from run()
 
-    def _logits(self, batch: Batch, which: Tensor, sources: Tensor) -> Tensor:
-        graph, clean = self.computation, None
-        if bool((sources == CLEAN).any()):
-            clean = graph.senders_of(graph.capture(batch))
-        run = _Rewired(graph, batch, self.aligned(batch, which), clean, sources.to(batch.main.device))
-        return self.model.logits(batch, run.edits())
+    def _paths(self, still: Sequence[Part]) -> set[str]:
+        """The modules of parts that give what they give in the clean run."""
+        family, found = self.model.architecture, set[str]()
+        if family is None or family.wiring is None:
+            return found
+        for number in (self.computation.parts.index(part) for part in still):
+            layer, second = divmod(number, 2)
+            if layer < family.layers:
+                norm = family.wiring.mlp_norm if second else family.wiring.attention_norm
+                inside = (norm, family.mlp if second else family.attention)
+                found |= {family.path(layer, path) for path in inside}
+        blocks = [
+            (family.path(layer), self.computation.parts[2 * layer : 2 * layer + 2]) for layer in range(family.layers)
+        ]
+        return found | {path for path, parts in blocks if {*parts} <= {*still}}
+
+    def _most(self, batch: Batch, sources: Tensor, apart: bool = True) -> int:
+        """Rows of one run for which all that has to be known can be held at once."""
+        row = int(self.written.shape[3] * batch.main.shape[1])
+        ceiling = 3 * sources.shape[-2] + sources.shape[-1]
+        if len(sources) * len(batch) * row * ceiling <= _MOST:
+            return _MOST // (row * ceiling)
+        return max(1, _MOST // (row * Plan(self.computation, sources.cpu(), apart).width))
+
+    def _logits(self, start: Clean | Batch, rows: Tensor, which: Tensor, sources: Tensor) -> Tensor:
+        """(variants * rows, classes) logits of some rows, variant by variant.
+
+        Args:
+            start: the clean run, or the inputs where it is not needed.
+            rows: (rows,) which inputs.
+            which: (batch,) donor of each input.
+            sources: (variants, rows, senders, receivers), where one row may stand for all.
+        """
+        graph, apart = self.computation, isinstance(start, Clean)
+        inputs = start.batch if isinstance(start, Clean) else start
+        plan = Plan(graph, sources.cpu(), apart)
+        all_rows = rows.repeat(len(sources))
+        if isinstance(start, Clean) and plan.idle:
+            return start.logits[all_rows.to(start.logits.device)]
+        values = start.values if isinstance(start, Clean) else {}
+        some = len(rows) < len(inputs)
+        clean = {place: value[rows.to(value.device)] if some else value for place, value in values.items()}
+
+        def edit(batch: Batch) -> tuple[Batch, dict[Place, Patch]]:
+            run = Rewired(graph, plan, batch, clean, self.values, self.written, self.donor_batch.mask, which[rows])
+            return batch, run.edits()
+
+        with _plain_tensors(), self.model.quiet():
+            if isinstance(start, Clean):
+                return self.shortcuts.logits(start, all_rows, edit, still=self._paths(plan.still))
+            return self.model.logits(*edit(pick(start, all_rows)))
 
 
-class _Rewired:
-    """One run: how far every sender is from where it is to be read, filled in as the run goes."""
-
-    def __init__(
-        self, computation: Computation, batch: Batch, donor: Tensor, clean: Tensor | None, sources: Tensor
-    ) -> None:
-        self.computation, self.batch, self.sources = computation, batch, sources
-        self.to_donor, self.to_clean = donor.clone(), None if clean is None else clean.clone()
-        # Nothing is put in at padding, which no receiver of a real token reads.
-        self.padding = None if batch.mask is None else ~batch.mask[:, :, None, None]
-        self.streams: dict[Place, Tensor] = {}
-
-    def edits(self) -> dict[Place, Patch]:
-        """Place -> edit; most only look."""
-        found: dict[Place, Patch] = {self.computation.source: self._note(None)}
-        for part in self.computation.parts:
-            active = self._active(part)
-            if part.slots:
-                if active:
-                    found[part.norm] = self._remember(part)
-                for place in dict.fromkeys(part.slots[column - part.receivers.start].place for column in active):
-                    found[place] = self._project(part, place, active)
-            elif active:
-                found[part.norm] = self._add(part)
-            if part.writes is not None:
-                found[part.writes] = self._note(part)
-        return found
-
-    def _active(self, part: Part) -> list[int]:
-        told = (self.sources[:, : part.upstream, part.receivers.start : part.receivers.stop] != CURRENT).any(0).any(0)
-        return [part.receivers.start + column for column in told.nonzero().flatten().tolist()]
-
-    def _note(self, part: Part | None) -> Patch:
-        """Keeps how far what is written now is from the donor's and from the clean value."""
-        rows = slice(0, 1) if part is None else slice(part.senders.start, part.senders.stop)
-
-        def look(value: Tensor) -> Tensor:
-            now = value[:, :, None] if part is None else self.computation.written(part, value)
-            for gap in (self.to_donor, self.to_clean):
-                if gap is not None:
-                    gap[:, :, rows] -= now
-                    if self.padding is not None:
-                        gap[:, :, rows].masked_fill_(self.padding, 0)
-            return value
-
-        return look
-
-    def _remember(self, part: Part) -> Patch:
-        def look(value: Tensor) -> Tensor:
-            self.streams[part.norm] = value
-            return value
-
-        return look
-
-    def _add(self, part: Part) -> Patch:
-        return lambda value: value + self._shift(part, [*part.receivers])[:, :, 0]
-
-    def _shift(self, part: Part, columns: list[int]) -> Tensor:
-        """(batch, positions, columns, width) what is added to the residual stream for some receivers of a part."""
-        told = self.sources[:, : part.upstream, columns]
-        total = torch.zeros(())
-        for source, gap in ((DONOR, self.to_donor), (CLEAN, self.to_clean)):
-            if gap is not None:
-                chosen = (told == source).to(gap.dtype)
-                total = total.to(gap) + torch.einsum("bur,bpud->bprd", chosen, gap[:, :, : part.upstream])
-        return total
-
-    def _project(self, part: Part, place: Place, active: list[int]) -> Patch:
-        """The change of queries, keys or values that comes from reading a shifted residual stream."""
-        columns = [column for column in active if part.slots[column - part.receivers.start].place == place]
-        slots = [part.slots[column - part.receivers.start] for column in columns]
-        norm, projection = (self.computation.model.module.get_submodule(p.path) for p in (part.norm, place))
-
-        def patch(value: Tensor) -> Tensor:
-            stream = self.streams[part.norm]
-            moved = plain(norm, stream[:, :, None] + self._shift(part, columns)) - plain(norm, stream)[:, :, None]
-            matrix = weights(projection, stream)
-            blocks = torch.stack([matrix[:, slot.start : slot.stop] for slot in slots])
-            change = torch.einsum("bprd,rdk->bprk", moved, blocks)
-            index = torch.cat([torch.arange(slot.start, slot.stop, device=value.device) for slot in slots])
-            return value.index_add(-1, index, change.flatten(-2).to(value.dtype))
-
-        return patch
+def departure(sources: Tensor) -> int:
+    """Column of the first receiver that reads a donor's value, or the number of all."""
+    return next(iter((sources == DONOR).any(0).nonzero().flatten().tolist()), sources.shape[1])
 
 
 def sources_of(computation: Computation, kept: Tensor) -> Tensor:

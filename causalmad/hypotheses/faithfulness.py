@@ -105,9 +105,10 @@ def mean_targets(patcher: EdgePatcher, inputs: Inputs, tables: Sequence[Tensor],
     total = torch.zeros(len(tables), dtype=torch.float64)
     with patcher.model.quiet():
         for batch in patcher.batches(inputs):
-            read = target.bind(patcher.model.logits(batch))
+            start = patcher.start(batch)
+            read = target.bind(start.logits)
             for donor in which[torch.as_tensor(batch.rows)].unbind(1):
-                for row, logits in enumerate(patcher.stacked(batch, donor, tables)):
+                for row, logits in enumerate(patcher.stacked(start, donor, tables)):
                     total[row] += float(read(logits).double().sum())
     return total / which.numel()
 

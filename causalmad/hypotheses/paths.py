@@ -11,7 +11,8 @@ from torch.nn.functional import log_softmax
 
 from causalmad.errors import HypothesisError
 from causalmad.hypotheses.computation import Computation
-from causalmad.hypotheses.edges import CLEAN, CURRENT, DONOR, EdgePatcher
+from causalmad.hypotheses.edges import EdgePatcher, departure
+from causalmad.hypotheses.rewiring import CLEAN, CURRENT, DONOR
 from causalmad.inputs import Batch
 from causalmad.targets import Target, divergence
 
@@ -124,14 +125,16 @@ def path_effects(
         which: (batch, donors) the donors of every input.
         tables: of every path, its :func:`path_sources`.
     """
+    start = patcher.start(batch)
     # In single precision a small divergence is mostly the rounding of its logarithms.
-    clean = patcher.model.logits(batch).double()
+    clean = start.logits.double()
     rounding = _ROUNDINGS * torch.finfo(torch.float32).eps * clean.abs().amax(-1)
     read, reference = target.bind(clean), log_softmax(clean, -1)
     kl, change = torch.zeros(2, len(batch), len(tables), which.shape[1])
+    order = sorted(range(len(tables)), key=lambda row: departure(tables[row]))
     for column, donor in enumerate(which.unbind(1)):
-        for row, found in enumerate(patcher.stacked(batch, donor, tables)):
-            logits = found.double()
+        found = patcher.stacked(start, donor, [tables[row] for row in order])
+        for row, logits in zip(order, map(torch.Tensor.double, found), strict=True):
             # The same logits from a batch of another shape differ in their last bits: that is no effect.
             same = (logits - clean).abs().amax(-1) <= rounding
             logits = torch.where(same[:, None], clean, logits)

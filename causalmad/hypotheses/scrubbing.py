@@ -62,8 +62,8 @@ class Scrubber:
         """
         require_values(hypothesis)
         sites = sites_of(model, hypothesis)
-        bench = Bench.of(model, trusted)
         every = [site for found in sites.values() for site in found]
+        bench = Bench.of(model, trusted, every)
         _, clean = bench.run(np.arange(len(trusted)), read=every, output=False)
         return cls(hypothesis, Pool.of(hypothesis, trusted, seed), bench, sites, clean, unclaimed)
 

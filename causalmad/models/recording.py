@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from causalmad.models.state import version
@@ -30,6 +31,12 @@ class Recording:
         self.versions: dict[str, list[int]] = {}
         self.again: set[str] = set()  # called more than once
         self.moments = 0
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers are held; what several parts handed on counts once."""
+        held = {value.data_ptr(): value.numel() for output in self.outputs.values() for value in _tensors(output)}
+        return sum(held.values())
 
     def enter(self, path: str) -> None:
         """A part begins."""
@@ -62,23 +69,57 @@ class Recording:
     def _moment(self, place: Place) -> int | None:
         return (self.entered if place.side == "input" else self.left).get(place.path)
 
-    def before(self, places: Iterable[Place], cut: bool = False) -> dict[str, Any]:
-        """Path -> output of the largest parts that were done before the first of some places.
+    def before(self, places: Iterable[Place], cut: bool = False, still: Collection[str] = ()) -> dict[str, Any]:
+        """Path -> output of the largest parts that were done before the first of some places, and of some behind it.
 
         Args:
             places: what is edited.
             cut: whether the first columns are left out; then those with an axis of heads beside that of the columns,
                 such as norms of queries, run again: it stands before the columns in some models and behind in others.
+            still: parts behind the first place that give what they gave, if no place is in them.
         """
         wanted = list(places)
         moments = [moment for moment in map(self._moment, wanted) if moment is not None]
         if len(moments) < len(wanted) or not wanted or self.again & {place.path for place in wanted}:
             return {}
         first = min(moments)
-        done = {path: output for path, output in self.outputs.items() if self.left[path] <= first}
+        around = {above for place in wanted for above in (place.path, *_above(place.path))}
+        done = {
+            path: output
+            for path, output in self.outputs.items()
+            if self.left[path] <= first or (path in still and path not in around)
+        }
         if cut:
             done = {path: output for path, output in done.items() if all(x.ndim <= 3 for x in _tensors(output))}
         return {path: output for path, output in done.items() if not any(above in done for above in _above(path))}
+
+
+def joined(parts: Sequence[Recording]) -> Recording:
+    """The recording of several batches of one width as one; without outputs where their runs took other ways."""
+    first = parts[0]
+    whole = Recording(first.kept, sum(part.count for part in parts))
+    whole.entered, whole.left = first.entered, first.left
+    whole.again = {path for part in parts for path in part.again}
+    if any((part.entered, part.left) != (first.entered, first.left) for part in parts):
+        return whole
+    for path in first.outputs:
+        outputs = [part.outputs.get(path) for part in parts]
+        alike = {None if output is None else _form(output) for output in outputs}
+        if len(alike) == 1 and None not in alike:
+            whole.outputs[path] = _together(outputs)
+    return whole
+
+
+def _form(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.shape[1:], output.dtype
+    return tuple(None if part is None else _form(part) for part in output)
+
+
+def _together(outputs: Sequence[Any]) -> Any:
+    if isinstance(outputs[0], Tensor):
+        return torch.cat(list(outputs))
+    return tuple(None if parts[0] is None else torch.cat(parts) for parts in zip(*outputs, strict=True))
 
 
 @contextmanager

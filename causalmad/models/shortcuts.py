@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -16,8 +16,9 @@ from torch import Tensor
 from causalmad.errors import CausalmadError
 from causalmad.inputs import Batch
 from causalmad.models.alike import CLOSE, HALF, alike
-from causalmad.models.base import OpenModel
+from causalmad.models.base import OpenModel, Run
 from causalmad.models.batching import out_of_memory
+from causalmad.models.clean import Clean, beside, clean_of, joined_runs, keys_of, without
 from causalmad.models.last_position import alone, behind_attention, from_last, in_last_block
 from causalmad.models.recording import Recording, narrowed, recorded, replayed
 from causalmad.sites import Place
@@ -26,26 +27,6 @@ Patch: TypeAlias = Callable[[Tensor], Tensor]
 EditBatch: TypeAlias = Callable[[Batch], tuple[Batch, dict[Place, Patch]]]
 
 _NUMBERS = 2**20  # of the residual stream in one run on a CPU: more of them leave its caches and take longer each
-
-
-@dataclass(frozen=True, eq=False)
-class Clean:
-    """A clean run, from which runs of the same rows under edits go on.
-
-    Attributes:
-        batch: the inputs.
-        logits: (batch, classes).
-        recording: what the parts of the model gave; None where nothing was recorded.
-        keys: (keys, values) of every layer, each (batch, heads, positions, entries); empty where positions before an
-            edited one are computed again.
-        others: how many rows at the start are there to be tried out on alone.
-    """
-
-    batch: Batch
-    logits: Tensor
-    recording: Recording | None = None
-    keys: tuple[tuple[Tensor, Tensor], ...] = ()
-    others: int = 0
 
 
 class Shortcuts:
@@ -70,7 +51,7 @@ class Shortcuts:
             and family.wiring is not None
             and {"past_key_values", "use_cache"}.issubset(model.accepts)
         )
-        self.tried: set[tuple[frozenset[Place], bool, bool]] = set()  # what came out as it should
+        self.tried: set[tuple[frozenset[Place], frozenset[str], bool, bool]] = set()  # what came out as it should
         self.company: WeakKeyDictionary[Clean, Clean] = WeakKeyDictionary()  # of lone inputs, while these are in use
         # Whether a token reaches none before it: tried out on the first batch.
         self.causal: bool | None = None if decoder and from_last(model) else False
@@ -81,10 +62,7 @@ class Shortcuts:
         Args:
             widths: (variants,) columns that each of them changes, of which only the largest counts in a run.
         """
-        most, numbers = self.model.batching.stack, float("inf")
-        size = getattr(getattr(self.model.module, "config", None), "hidden_size", None)
-        if isinstance(size, int) and self.model.device.type == "cpu":
-            numbers = _NUMBERS / size
+        most, numbers = self._most
         start, known = 0, widths.tolist()
         while start < len(known):
             stop, widest = start, 0
@@ -99,26 +77,64 @@ class Shortcuts:
             yield torch.arange(start, stop)
             start = stop
 
-    def clean(self, batch: Batch) -> Clean:
-        """The clean run of a batch."""
+    def rows(self, width: int) -> int:
+        """Rows of one run, at most, of which each changes some columns."""
+        most, numbers = self._most
+        return int(max(1, min(most, numbers // width)))
+
+    @property
+    def _most(self) -> tuple[int, float]:
+        most, numbers = self.model.batching.stack, float("inf")
+        size = getattr(getattr(self.model.module, "config", None), "hidden_size", None)
+        if isinstance(size, int) and self.model.device.type == "cpu":
+            numbers = _NUMBERS / size
+        return most, numbers
+
+    def clean(self, batch: Batch, read: Sequence[Place] = (), size: int | None = None) -> Clean:
+        """The clean run of a batch.
+
+        Args:
+            batch: the inputs.
+            read: places to read.
+            size: rows of one run, by default all.
+        """
+        if size is not None and size < len(batch):
+            parts = np.split(np.arange(len(batch)), range(size, len(batch), size))
+            return joined_runs(batch, [self.clean(batch.take(part), read) for part in parts])
         if not self.usable:
-            return Clean(batch, self.model.logits(batch))
+            return clean_of(batch, self.model.run(batch, read=read))
         cache = self._cache() if self._causal(batch) else None
         try:
             with self.model.quiet(), recorded(self.model.module, self.places, len(batch)) as recording:
-                extra = {} if cache is None else {"past_key_values": cache}
-                logits = self.model.run(batch, extra=extra).logits
+                run = self.model.run(batch, read=read, extra={} if cache is None else {"past_key_values": cache})
         except CausalmadError as error:
             if out_of_memory(error):
                 raise
             self.usable = False  # the plain run says what is wrong, if it is not the recording
-            return self.clean(batch)
+            return self.clean(batch, read)
+        return clean_of(batch, run, recording.finished(self.places), () if cache is None else keys_of(cache, batch))
+
+    def logits(
+        self, clean: Clean, rows: Tensor, edit: EditBatch, column: int = 0, still: Collection[str] = ()
+    ) -> Tensor:
+        """(variants, classes) logits of some rows of a clean run's batch under an edit; see :meth:`run`."""
+        logits = self.run(clean, rows, edit, column, still).logits
         if logits is None:
             raise RuntimeError("a run with its output has logits")
-        return Clean(batch, logits, recording.finished(self.places), () if cache is None else _keys(cache, batch))
+        return logits
 
-    def logits(self, clean: Clean, rows: Tensor, edit: EditBatch, column: int = 0) -> Tensor:
-        """(variants, classes) logits of some rows of a clean run's batch under an edit.
+    def run(
+        self,
+        clean: Clean,
+        rows: Tensor,
+        edit: EditBatch,
+        column: int = 0,
+        still: Collection[str] = (),
+        *,
+        read: Sequence[Place] = (),
+        output: bool = True,
+    ) -> Run:
+        """A run of some rows of a clean run's batch under an edit.
 
         Args:
             clean: the clean run.
@@ -126,10 +142,13 @@ class Shortcuts:
             edit: from the batch of these rows to the edited one, and patches in the model; called again with the last
                 columns alone where no others are run.
             column: of the padded rows, the first that a patch in the model changes.
+            still: parts behind the first edited place that are known to give what they gave in the clean run.
+            read: places to read, whole.
+            output: whether the logits are wanted.
         """
         if self.usable and clean.recording is not None:
             try:
-                found = self._short(clean, clean.recording, rows, edit, column)
+                found = self._short(clean, clean.recording, rows, edit, column, still, tuple(read), output)
             except CausalmadError as error:
                 if out_of_memory(error):
                     raise
@@ -138,47 +157,61 @@ class Shortcuts:
                 return found
             self.usable = False
         stacked, patches = edit(clean.batch.take(rows.numpy()))
-        return self.model.logits(stacked, patches)
+        return self.model.run(stacked, edits=patches, read=read, output=output)
 
-    def _short(self, clean: Clean, recording: Recording, rows: Tensor, edit: EditBatch, column: int) -> Tensor | None:
-        """The logits; None when the row without edits did not come out as it should."""
+    def _short(
+        self,
+        clean: Clean,
+        recording: Recording,
+        rows: Tensor,
+        edit: EditBatch,
+        column: int,
+        still: Collection[str],
+        read: tuple[Place, ...],
+        output: bool,
+    ) -> Run | None:
+        """The run; None when the row without edits did not come out as it should."""
         whole = clean.batch.take(rows.numpy())
         edited, patches = edit(whole)
         if patches and edited.main is not whole.main and not torch.equal(edited.main, whole.main):
-            return self.model.logits(edited, patches)  # nothing before the patched places is as it was, either
-        column = self._first(clean, whole, edited, patches, column)
+            # Nothing before the patched places is as it was, either.
+            return self.model.run(edited, edits=patches, read=read, output=output)
+        # What is read is wanted at all columns, and computed again, so that it is as it stands in this run.
+        column = 0 if read else self._first(clean, whole, edited, patches, column)
         if column:
-            edited, patches = edit(_cut(whole, column)) if patches else (_cut(edited, column), patches)
-        skipped = recording.before(patches, cut=column > 0)
+            edited, patches = edit(without(whole, column)) if patches else (without(edited, column), patches)
+        skipped = recording.before((*patches, *read), column > 0, still)
         width = clean.batch.main.shape[-1]
-        narrow = self._narrow(patches) if from_last(self.model) and width - column > 1 else ()
+        narrow = self._narrow(patches) if from_last(self.model) and width - column > 1 and not read else ()
         if not (column or skipped or narrow):
-            return self.model.logits(edited, patches)
-        kind = (frozenset(patches), bool(column), bool(narrow))
+            return self.model.run(edited, edits=patches, read=read, output=output)
+        kind = (frozenset((*patches, *read)), frozenset(skipped), bool(column), bool(narrow))
         trial = kind not in self.tried
         if trial and self.model.batching.stack == 1:
-            return self.model.logits(*edit(whole))  # there is no memory for a row more
+            edited, patches = edit(whole)  # there is no memory for a row more
+            return self.model.run(edited, edits=patches, read=read, output=output)
         if trial and len(clean.batch) == 1 and (company := self._company(clean)) is not None:
             if company.recording is None:
                 return None
-            return self._short(company, company.recording, rows + len(company.batch) - 1, edit, column)
+            mine = rows + len(company.batch) - 1
+            return self._short(company, company.recording, mine, edit, column, still, read, output)
         # Another row each time: a part that is not run may have left something of the last trial for a later part.
         others = clean.others or len(clean.batch)
         known = torch.tensor([len(self.tried) % others] * int(trial), dtype=rows.dtype)
         index = torch.cat([rows, known]).to(clean.batch.main.device)
-        batch = _joined(edited, _cut(clean.batch.take(known.numpy()), column)) if trial else edited
+        batch = beside(edited, without(clean.batch.take(known.numpy()), column)) if trial else edited
         with self.model.quiet(), ExitStack() as stack:
             stack.enter_context(replayed(self.model.module, skipped, index, column, width, self._chain(skipped)))
             stack.enter_context(narrowed(self.model.module, narrow))
             extra = self._past(clean, index, column, skipped) if column else {}
             edits = {place: _but_last(patch) for place, patch in patches.items()} if trial else patches
-            logits = self.model.run(batch, edits=edits, extra=extra).logits
-        if logits is None or not trial:
-            return logits
-        if not alike(logits[-1], clean.logits[int(known)], self.model.dtype):
+            run = self.model.run(batch, edits=edits, read=read, output=output or trial, extra=extra)
+        if run.logits is None or not trial:
+            return run
+        if not alike(run.logits[-1], clean.logits[int(known)], self.model.dtype):
             return None
         self.tried.add(kind)
-        return logits[:-1]
+        return Run(run.logits[:-1], {place: value[:-1] for place, value in run.values.items()})
 
     def _company(self, clean: Clean) -> Clean | None:
         """A clean run of a lone input behind two others that are made of it; None where its columns are too alike.
@@ -206,13 +239,17 @@ class Shortcuts:
         return width - 1 if all(map(self._beyond, patches)) else column
 
     def _beyond(self, place: Place) -> bool:
+        """Whether a place is behind the attention of the last block, or its last map."""
         family = self.model.architecture
         if family is None:
             return False
-        last = family.layers - 1
-        if place == Place(family.path(last, family.projection), "input") or place.path.startswith(
-            family.path(last, family.mlp)
-        ):
+        last, wiring = family.layers - 1, family.wiring
+        if place == Place(family.path(last, family.projection), "input"):
+            return True
+        behind = [family.path(last, family.mlp)]
+        if wiring is not None:
+            behind += [family.path(last, wiring.mlp_norm), wiring.final_norm]
+        if any(place.path == path or place.path.startswith(f"{path}.") for path in behind):
             return True
         return place.side == "output" and place.path in (
             family.path(last),
@@ -281,44 +318,6 @@ class Shortcuts:
                 )
         mask = {"attention_mask": clean.batch.extra["attention_mask"][index]}
         return {"past_key_values": cache, **(mask if "attention_mask" in clean.batch.extra else {})}
-
-
-def _keys(cache: Any, batch: Batch) -> tuple[tuple[Tensor, Tensor], ...]:
-    """What a cache holds of every layer; nothing where that is not one entry for each column."""
-    found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
-    shape = (len(batch), batch.main.shape[1])
-    for pair in found:
-        if not all(isinstance(x, Tensor) and x.ndim == 4 and (x.shape[0], x.shape[2]) == shape for x in pair):
-            return ()
-    return tuple((keys, values) for keys, values in found)  # type: ignore[misc]
-
-
-def _cut(batch: Batch, column: int) -> Batch:
-    """The batch without its first columns."""
-    if not column:
-        return batch
-    width = batch.main.shape[1]
-
-    def last(value: Tensor) -> Tensor:
-        return value[:, column:] if value.ndim >= 2 and value.shape[1] == width else value
-
-    fields = {name: last(value) for name, value in batch.fields.items()}
-    mask = None if batch.mask is None else batch.mask[:, column:]
-    return replace(batch, fields=fields, mask=mask, extra={name: last(value) for name, value in batch.extra.items()})
-
-
-def _joined(first: Batch, second: Batch) -> Batch:
-    """The rows of two batches of one width."""
-    masks = None if first.mask is None or second.mask is None else torch.cat([first.mask, second.mask])
-    return replace(
-        first,
-        rows=np.concatenate([first.rows, second.rows]),
-        fields={name: torch.cat([value, second.fields[name]]) for name, value in first.fields.items()},
-        mask=masks,
-        extra={name: torch.cat([value, second.extra[name]]) for name, value in first.extra.items()},
-        columns={},
-        ids=(*first.ids, *second.ids),
-    )
 
 
 def _but_last(patch: Patch) -> Patch:

@@ -18,7 +18,7 @@ from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures.base import Signatures, State, require_inputs
 from causalmad.signatures.claims import claim_groups, require_hypothesis, restore_pool, save_pool
-from causalmad.signatures.columns import Reduced, join
+from causalmad.signatures.columns import Reduced, in_parts, join
 from causalmad.signatures.draws import changes, missing
 from causalmad.signatures.scaled import Scales, sample
 from causalmad.signatures.units import Group
@@ -118,12 +118,16 @@ class FittedCausalScrubbing:
 
     def reduced(self, inputs: Inputs) -> Reduced:
         """The columns in nats and in the target's unit."""
+        with self.model.quiet():
+            return in_parts(inputs, self.model.batching.stack, self._reduced)
+
+    def _reduced(self, inputs: Inputs) -> Reduced:
         target, scrubber = as_target(self.spec.target), self.scrubber
         jobs = Jobs.of(inputs, self.spec.draws)
         owner = np.repeat(np.arange(len(inputs)), self.spec.draws)
         values = at_rows(values_of(scrubber.hypothesis, inputs), owner)
         every = [site for sites in scrubber.sites.values() for site in sites]
-        bench = Bench.of(self.model, inputs)
+        bench = Bench.of(self.model, inputs, every)
         clean, own = bench.run(np.arange(len(inputs)), read=every)
         parts, everyone, donors = [], [], np.ones(len(jobs), dtype=bool)
 

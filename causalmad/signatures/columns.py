@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from causalmad.inputs import Inputs
 from causalmad.signatures.base import Column
 
 Floats = npt.NDArray[np.float64]
@@ -87,6 +89,18 @@ def join(parts: list[Reduced]) -> Reduced:
     """All columns beside each other."""
     columns = tuple(column for part in parts for column in part.columns)
     return Reduced(columns, np.concatenate([part.values for part in parts], axis=1))
+
+
+def in_parts(inputs: Inputs, size: int, reduce: Callable[[Inputs], Reduced]) -> Reduced:
+    """The columns of some inputs at a time, so that what their runs hold fits into memory.
+
+    Args:
+        inputs: any number, also none.
+        size: how many at a time.
+        reduce: the columns of some inputs, each of which depends on its own input alone.
+    """
+    parts = [reduce(inputs[start : start + size]) for start in range(0, max(len(inputs), 1), size)]
+    return Reduced(parts[0].columns, np.concatenate([part.values for part in parts]))
 
 
 def scales_of(values: Floats) -> Floats:

@@ -18,8 +18,9 @@ from causalmad.hypotheses.donors import align
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.models.batching import in_stacks
+from causalmad.models.clean import Clean
 from causalmad.models.padding import one_batch
-from causalmad.models.shortcuts import Clean, EditBatch, Patch, Shortcuts
+from causalmad.models.shortcuts import EditBatch, Patch, Shortcuts
 from causalmad.signatures.units import Group, real_tokens
 from causalmad.sites import Place, Site
 from causalmad.targets import Target, require_alike

@@ -21,7 +21,7 @@ from causalmad.inputs import Inputs
 from causalmad.models import OpenModel
 from causalmad.signatures.base import Column, Signatures, State, require_inputs
 from causalmad.signatures.claims import claim_groups, require_hypothesis, restore_pool, save_pool
-from causalmad.signatures.columns import Reduced, join
+from causalmad.signatures.columns import Reduced, in_parts, join
 from causalmad.signatures.draws import answers, changes, missing
 from causalmad.signatures.scaled import Scales, sample
 from causalmad.signatures.units import Group
@@ -128,8 +128,12 @@ class FittedInterchange:
 
     def reduced(self, inputs: Inputs) -> Reduced:
         """The columns in their own units."""
+        with self.model.quiet():
+            return in_parts(inputs, self.model.batching.stack, self._reduced)
+
+    def _reduced(self, inputs: Inputs) -> Reduced:
         every = [site for sites in self.scrubber.sites.values() for site in sites]
-        bench = Bench.of(self.model, inputs)
+        bench = Bench.of(self.model, inputs, every)
         clean, own = bench.run(np.arange(len(inputs)), read=every)
         owner = np.repeat(np.arange(len(inputs)), self.spec.draws)
         swap = _Swap(

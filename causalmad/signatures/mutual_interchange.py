@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,15 +94,15 @@ class MutualInterchange:
         _, distinct = np.unique(np.array(trusted.digests), return_index=True)
         if len(distinct) < 2:
             raise FitError("the only trusted input cannot be its own partner", needed="at least two distinct inputs")
-        partners = Partners.of(model, trusted[distinct], seed)
+        partners = Partners.of(model, trusted[distinct], seed, sites)
         raw = FittedMutualInterchange(self, model, sites, partners, Scales.unknown())
         scales = Scales.of(raw.reduced(sample(trusted, seed)))
         return replace(raw, scales=with_floors(scales, lambda column: column.unit.split()[-1]))
 
     def restore(self, model: OpenModel, state: State) -> FittedMutualInterchange:
         """The fitted signature that wrote ``state``."""
-        partners = Partners.of(model, *restore_pool(state))
         sites = tuple(site for text in state.data["sites"] for site in model.sites(str(text)))
+        partners = Partners.of(model, *restore_pool(state), sites)
         return FittedMutualInterchange(self, model, sites, partners, Scales.restore(state))
 
     def _sites(self, model: OpenModel, trusted: Inputs) -> tuple[Site, ...]:
@@ -134,9 +134,16 @@ class Partners:
     margins: Floats
 
     @classmethod
-    def of(cls, model: OpenModel, trusted: Inputs, seed: int) -> Partners:
-        """One run of the trusted inputs."""
-        bench = Bench.of(model.plain, trusted)
+    def of(cls, model: OpenModel, trusted: Inputs, seed: int, patched: Sequence[Site] = ()) -> Partners:
+        """One run of the trusted inputs.
+
+        Args:
+            model: the opened model.
+            trusted: the inputs.
+            seed: decides the draws.
+            patched: where they will be patched.
+        """
+        bench = Bench.of(model.plain, trusted, patched)
         logits, _ = bench.run(np.arange(len(trusted)))
         classes, margins = _answers(logits)
         members: dict[Hashable, Rows] = {label: np.flatnonzero(classes == label) for label in set(classes.tolist())}
@@ -227,7 +234,8 @@ class FittedMutualInterchange:
 
     def _rows(self, inputs: Inputs) -> Floats:
         """(n, columns) of some inputs."""
-        bench, partners, draws = Bench.of(self.model, inputs), self.partners, self.spec.draws
+        partners, draws = self.partners, self.spec.draws
+        bench = Bench.of(self.model, inputs, self.sites)
         clean, mine = bench.run(np.arange(len(inputs)), read=self.sites)
         like, another = (draw(inputs, clean, draws).reshape(-1) for draw in (partners.like, partners.another))
         owner = np.repeat(np.arange(len(inputs)), draws)

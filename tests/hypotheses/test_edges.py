@@ -11,7 +11,8 @@ import causalmad
 from causalmad.errors import HypothesisError
 from causalmad.hypotheses.computation import Computation
 from causalmad.hypotheses.donors import Donors
-from causalmad.hypotheses.edges import CLEAN, DONOR, EdgePatcher, only, sources_of
+from causalmad.hypotheses.edges import EdgePatcher, only, sources_of
+from causalmad.hypotheses.rewiring import CLEAN, DONOR
 from causalmad.inputs import Inputs
 
 
