@@ -7,7 +7,7 @@ Text form: ``path[:side[element]][#head=list|#neuron=list][@position]``, for exa
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -41,6 +41,13 @@ class Place(NamedTuple):
         return self.path if (self.side, element) == ("output", "") else f"{self.path}:{self.side}{element}"
 
 
+class Channels(NamedTuple):
+    """Which axis of an activation runs over channels, and of how many axes that is known; None = of any number."""
+
+    axis: int
+    dims: int | None = None
+
+
 @dataclass(frozen=True)
 class Site:
     """A place in the module tree, and optionally which part of its activation.
@@ -56,6 +63,7 @@ class Site:
         head_count: number of heads, filled in when the site is resolved on a model.
         subspace: directions among these features: the site then holds the coordinates (..., dimensions) in them, and
             an edit leaves the rest of the activation as it is. It has no text form.
+        channels: the axis of channels, where the modules say it; filled in when the site is resolved on a model.
     """
 
     path: str
@@ -66,6 +74,7 @@ class Site:
     position: int | str | None = None
     head_count: int = 0
     subspace: Subspace | None = None
+    channels: Channels | None = field(default=None, compare=False, repr=False)
 
     @property
     def place(self) -> Place:
@@ -135,6 +144,23 @@ class Site:
         return self._within(
             part[torch.arange(len(batch), device=part.device), position_index(self.position, batch).to(part.device)]
         )
+
+    def channel_axis(self, dims: int) -> int | None:
+        """The axis of channels among those of an activation of inputs that are no tokens; the others are places.
+
+        It is what the modules say (:func:`causalmad.models.channels.channels_of`); where they say nothing, the last of
+        three axes, as in transformers, and the second of four, as in networks for images.
+
+        Args:
+            dims: how many axes the activation has, that of the inputs among them.
+
+        Returns:
+            The axis, or None for vectors, and for more axes than four of which nothing is known.
+        """
+        usual = {3: 2, 4: 1}.get(dims)
+        if self.channels is None or dims < 3 or self.channels.dims not in (None, dims):
+            return usual
+        return self.channels.axis % dims
 
     def put(self, value: Tensor, new: Tensor, batch: Batch) -> Tensor:
         """``value`` with the part that this site names replaced by ``new``; ``value`` itself stays as it is.

@@ -27,7 +27,7 @@ from causalmad.models.fingerprint import digest, value_digest
 from causalmad.provenance import versions
 from causalmad.signatures.base import FittedSignature
 
-SCHEMA = 1
+SCHEMA = 2  # 1: activations whose modules put channels elsewhere were averaged over other axes
 
 # What a field is rounded to in `Inputs.digests`; of other types the address holds the very bytes.
 _EXACT = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8)

@@ -10,6 +10,7 @@ from torch import nn
 
 from causalmad.errors import SiteError, nearest
 from causalmad.models.architectures import Architecture
+from causalmad.models.channels import channels_of
 from causalmad.sites import Site
 
 ROLES = ("residual", "attentions", "heads", "mlps", "neurons", "embedding", "layers")
@@ -29,9 +30,8 @@ def resolve(
     Raises:
         SiteError: for a role that needs a known architecture, or a path that is not there (nearest three names).
     """
-    if isinstance(what, (str, Site)):
-        return _one(module, architecture, what)
-    wrong = next((item for item in (what if isinstance(what, (tuple, list)) else [what]) if not _named(item)), None)
+    several = what if isinstance(what, (tuple, list)) else [what]
+    wrong = next((item for item in several if not _named(item)), None)
     if wrong is not None:
         own = [repr(path) for path, part in module.named_modules() if part is wrong and path]
         raise SiteError(
@@ -39,8 +39,11 @@ def resolve(
             needed="its path in the model as a text, a role such as 'residual', a Site, or several of them",
             tries=own or [repr(path) for path, _ in list(module.named_modules())[1:4]],
         )
-    sites = [site for item in what for site in _one(module, architecture, item)]
-    return tuple(dict.fromkeys(sites))
+    sites = dict.fromkeys(site for item in several for site in _one(module, architecture, item))
+    # The coordinates in a subspace take the place of the last axis.
+    return tuple(
+        site if site.subspace is not None else replace(site, channels=channels_of(module, site.path)) for site in sites
+    )
 
 
 def _named(what: object) -> bool:

@@ -33,7 +33,11 @@ class Activations:
         positions: which token: a number (``-1`` is the last real one), the name of a position column, or ``all`` /
             ``all:max`` for a statistic over the tokens. Inputs that are no tokens are averaged over space.
 
-    Columns are single entries of an activation, in the model's own units.
+    Columns are single entries of an activation, in the model's own units. Space is every axis but that of channels,
+    which the modules say: the second for convolutions, batch norms and pools, the last for linear maps and layer norms,
+    and for activation functions that of what stands before them in a ``Sequential``, or of the modules around them
+    where these agree. Where nothing says it (blocks with a ``forward`` of their own), it is the last of three axes and
+    the second of four; more are not averaged.
 
     References:
         As features of a detector: Lee, Lee, Lee, Shin 2018, arXiv 1807.03888.
@@ -98,7 +102,7 @@ class FittedActivations:
 
 
 def features(value: Tensor, site: Site, batch: Batch) -> Tensor:
-    """(batch, features) of an activation: at the site's position for tokens, averaged over space for images.
+    """(batch, features) of an activation: at the site's position for tokens, averaged over space for others.
 
     Raises:
         SiteError: where its first axis does not run over the inputs.
@@ -108,9 +112,8 @@ def features(value: Tensor, site: Site, batch: Batch) -> Tensor:
         part = site.take(value, batch)
         return part if part.ndim == 2 else part.flatten(1)
     part = site.at(None).take(value, batch)
-    if part.ndim == 3:
-        return part.mean(1)
-    return part.mean((2, 3)) if part.ndim == 4 else part.flatten(1)
+    axis = site.channel_axis(part.ndim)
+    return part.flatten(1) if axis is None else part.mean([i for i in range(1, part.ndim) if i != axis])
 
 
 def _text(position: int | str | None) -> str:

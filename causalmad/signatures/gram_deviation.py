@@ -41,9 +41,10 @@ class GramDeviation:
         most_features: sites with more features are read at this many of them, drawn by seed.
 
     At a site with features F (features, positions), the real tokens only (all places of an image; a single one for
-    vectors), the matrix of order p is F^p (F^p)^T over the number of positions, entry by entry signed and to the power
-    1/p; of its upper triangle with the diagonal every entry has a trusted median m and median absolute deviation s.
-    With a single position all odd orders are the same, and so are all even ones: vectors have orders 1 and 2 only.
+    vectors; `Activations` says which axis is which), the matrix of order p is F^p (F^p)^T over the number of positions,
+    entry by entry signed and to the power 1/p; of its upper triangle with the diagonal every entry has a trusted median
+    m and median absolute deviation s. With a single position all odd orders are the same, and so are all even ones:
+    vectors have orders 1 and 2 only.
 
     Columns, per site and order: ``exceedance``, the published score, the mean over entries of how far an entry lies
     outside of m +- width * s, over the size of the bound that it exceeds; and ``distance``, the mean over entries of
@@ -260,8 +261,11 @@ def _root(gram: Tensor, order: int) -> Tensor:
 def _matrix(value: Tensor, site: Site, batch: Batch) -> tuple[Tensor, Tensor]:
     """(batch, features, positions) of an activation, zero where there is no token, and (batch,) how many there are."""
     part = site.take(value, batch)
-    if part.ndim == 3 or (batch.mask is not None and part.ndim > 3):  # positions before features, as in transformers
+    axis = site.channel_axis(part.ndim)
+    if batch.mask is not None and part.ndim > 2:  # positions before features, as in transformers
         part = part.flatten(2).mT
+    elif axis is not None:
+        part = part.movedim(axis, 1)
     part = part.flatten(2) if part.ndim > 2 else part.reshape(len(batch), -1, 1)
     count = torch.full((len(batch),), part.shape[2], device=part.device)
     if batch.mask is not None and part.shape[2] == batch.mask.shape[1] > 1:
