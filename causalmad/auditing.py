@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from causalmad.calibration.multiple import adjusted
 from causalmad.covariates import predicted_classes
-from causalmad.detector import Detector, donor_digests, fit_on, scores_of
+from causalmad.detector import Detector
 from causalmad.errors import FitError, SpecError
 from causalmad.explanation import plain
 from causalmad.extraction.extract import rows_of
+from causalmad.fitting import donor_digests, fit_on, scores_of
 from causalmad.groups import apart
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model

@@ -23,6 +23,7 @@ from causalmad.explanation import Explanation, explain
 from causalmad.extraction.cache import Keeps
 from causalmad.extraction.cache import opened as opened_cache
 from causalmad.extraction.extract import rows_of
+from causalmad.fitting import donor_digests, fit_on, scores_of
 from causalmad.inputs import Inputs
 from causalmad.models import OpenModel, open_model
 from causalmad.models.batching import within_memory
@@ -30,9 +31,9 @@ from causalmad.models.fingerprint import glance, require_glance
 from causalmad.plots.tables import facts
 from causalmad.provenance import versions
 from causalmad.references import Mahalanobis
-from causalmad.references.base import FittedReference, anomaly_scores
-from causalmad.references.estimators import asks, compares, fit_reference, require_untrusted
-from causalmad.references.folded import NO_FOLD, FittedFolds, fit_folds
+from causalmad.references.base import FittedReference
+from causalmad.references.estimators import asks, compares, require_untrusted
+from causalmad.references.folded import NO_FOLD, FittedFolds
 from causalmad.refusals import require_fitted, require_parts, require_use
 from causalmad.repair import Repair, repair
 from causalmad.signatures.base import FittedSignature, Signature, Signatures
@@ -153,7 +154,8 @@ class Detector:
         else:
             # The signatures of the held-out inputs are the last rows of `normal`; each is scored without its own fold.
             given["folds"] = folds
-            scores = scores_of(reference, _last(normal, len(folds)), each=True)[np.arange(len(folds)), folds]
+            own = Signatures(normal.ids[-len(folds) :], normal.columns, normal.values[-len(folds) :])
+            scores = scores_of(reference, own, each=True)[np.arange(len(folds)), folds]
         calibrator = self.calibrator.fit(scores, **given)
         # A p-value compares with inputs that the fit has not seen: nothing that it has seen has one that means much.
         seen = frozenset(inputs.digests)
@@ -382,35 +384,6 @@ class FittedDetector:
             return explain(key, found.columns, values, score, p_value, self.reference, self.trusted, donors=donors)
 
 
-def fit_on(
-    reference: object, normal: Signatures, context: Mapping[str, npt.NDArray[Any]], seed: int
-) -> FittedReference:
-    """The reference fitted on trusted signatures; a saved detector calls this again for what no file can hold.
-
-    Args:
-        reference: the specification, or a scikit-learn estimator.
-        normal: trusted signatures.
-        context: see :class:`FittedDetector`.
-        seed: of estimators that draw.
-    """
-    given: dict[str, Any] = {
-        "seed": seed,
-        "untrusted": context.get("untrusted"),
-        "groups": tuple(column.block or column.site for column in normal.columns),
-        "names": tuple(column.name for column in normal.columns),
-        "classes": context.get("classes"),
-    }
-    if "folds" in context:
-        return fit_folds(reference, normal.values, context["folds"], **given)
-    return fit_reference(reference, normal.values, **given)
-
-
-def scores_of(reference: FittedReference, found: Signatures, *, each: bool = False) -> Floats:
-    """(n,) anomaly scores; with ``each``, (n, folds) scores under every fold's reference."""
-    normality = reference.each if each and isinstance(reference, FittedFolds) else reference.score_samples
-    return anomaly_scores(normality, found.values)
-
-
 def _reach(needed: int | None, count: int, alpha: float) -> str:
     """What the size of the calibration set means for ``count`` inputs tested at once, where it means anything."""
     if needed is None:
@@ -423,14 +396,5 @@ def _reach(needed: int | None, count: int, alpha: float) -> str:
     return ""
 
 
-def _last(found: Signatures, count: int) -> Signatures:
-    return Signatures(found.ids[-count:], found.columns, found.values[-count:])
-
-
 def _parameters(function: Any) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
-
-
-def donor_digests(signature: FittedSignature) -> frozenset[str]:
-    """Contents of the inputs that the signature uses as donors; they don't describe what is normal."""
-    return frozenset(getattr(signature, "donor_digests", ()))

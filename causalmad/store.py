@@ -238,7 +238,7 @@ def _reference(
     spec: Any, tensors: dict[str, Tensor], trusted: Signatures, context: dict[str, Any], content: dict[str, Any]
 ) -> FittedReference:
     """The fitted reference: restored, or fitted again on the saved signatures where no file can hold it."""
-    from causalmad.detector import fit_on
+    from causalmad.fitting import fit_on
 
     if "trusted:scores" not in tensors:
         state = _arrays(tensors, "reference")

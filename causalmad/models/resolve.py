@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -30,7 +31,7 @@ def resolve(
     Raises:
         SiteError: for a role that needs a known architecture, or a path that is not there (nearest three names).
     """
-    several = what if isinstance(what, (tuple, list)) else [what]
+    several: Sequence[Any] = what if isinstance(what, (tuple, list)) else [what]
     wrong = next((item for item in several if not _named(item)), None)
     if wrong is not None:
         own = [repr(path) for path, part in module.named_modules() if part is wrong and path]
