@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from causalmad.calibration import Weighted
 from causalmad.detector import Detector, FittedDetector
-from causalmad.references.estimators import asks
 from causalmad.testing.law import LawBroken
 from causalmad.testing.toys import Toy, toy
 from causalmad.testing.traces import untouched
@@ -23,8 +21,7 @@ from causalmad.testing.traces import untouched
 
 def fit(detector: Detector, toy: Toy, seed: int = 0) -> FittedDetector:
     """The detector fitted on a toy; what compares with untrusted inputs gets the fresh ones, unlabelled."""
-    compares = "untrusted" in asks(detector.reference) or isinstance(detector.calibrator, Weighted)
-    return detector.fit(toy.model, toy.trusted, toy.fresh if compares else None, seed=seed)
+    return detector.fit(toy.model, toy.trusted, toy.fresh if detector.compares else None, seed=seed)
 
 
 def law_explanations_sum_to_the_score(detector: Detector, toy: Toy) -> None:
