@@ -81,9 +81,10 @@ def test_a_content_that_is_a_part_of_all_inputs_counts_as_that():
 )
 def test_detectors_with_copies_are_saved_and_score_as_before(calibrator, tmp_path):
     detector = Detector(Activations(), calibrator=calibrator)
-    known = detector.fit(MADE.model, COPIES, MADE.fresh)
+    pool = MADE.fresh if detector.compares else None
+    known = detector.fit(MADE.model, COPIES, pool)
     assert isinstance(known.calibrator, FittedRepeats)
-    assert not isinstance(detector.fit(MADE.model, MADE.trusted, MADE.fresh).calibrator, FittedRepeats)
+    assert not isinstance(detector.fit(MADE.model, MADE.trusted, pool).calibrator, FittedRepeats)
     found = known.detect(MADE.fresh, alpha=0.2)
     known.save(tmp_path / "det")
     again = FittedDetector.load(tmp_path / "det", MADE.model)
