@@ -124,7 +124,7 @@ def audit(
     rank. A squared distance on d Gaussian columns has a lighter tail for d > 2, just this one for d = 2 and a heavier
     one for d = 1. So where positive scores have a heavier than exponential tail over all folds, their square roots are
     judged instead, and where it is much heavier their logarithms. In simulations of such distances, d from 1 to 20 and
-    folds of 20 to 200, something was named in at most 9 % of clean sets at ``q = 0.1``; columns with heavy tails of
+    folds of 20 to 200, something was named in at most 11 % of clean sets at ``q = 0.1``; columns with heavy tails of
     their own have inputs that are named for these.
     A `PerSite` that combines p-values, as ``recommended`` does, is audited with ``combine="mean"``: a rank cannot tell
     how far the oddest lie.
