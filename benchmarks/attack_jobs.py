@@ -73,9 +73,8 @@ class Bed:
         if key not in self.known:
             spec = with_hypothesis(detector(name), self.data.hypothesis)
             try:
-                found = self.memo.of(spec).fit(
-                    self.data.model, self.data.trusted, self.data.untrusted, seed=self.seed + away
-                )
+                pool = self.data.untrusted if spec.compares else None
+                found = self.memo.of(spec).fit(self.data.model, self.data.trusted, pool, seed=self.seed + away)
                 # What comes is new each time, and need not be remembered.
                 self.known[key] = replace(found, signature=_forgetful(found.signature))
             except CausalmadError as error:

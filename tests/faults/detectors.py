@@ -66,7 +66,8 @@ def saved(name: str) -> Saved:
     model, _, key = name.partition("/")
     made = toy(model, trusted=60, fresh=5)
     signature, reference, calibrator = _parts(made)[key]
-    fitted = Detector(signature, reference, calibrator).fit(made.model, made.trusted, toy(model, 30, 30).fresh, seed=3)
+    spec = Detector(signature, reference, calibrator)
+    fitted = spec.fit(made.model, made.trusted, toy(model, 30, 30).fresh if spec.compares else None, seed=3)
     claim = made.hypothesis if key == "scrubbing" else None
     with TemporaryDirectory() as folder:
         fitted.save(Path(folder) / "det")
