@@ -3,7 +3,8 @@
 Ours is the whole signature (``AttributionPatching`` with a zero baseline, for captum's numbers). captum's
 ``LayerGradientXActivation`` gives the same contributions in two calls (inputs of the output projections, outputs of the
 MLPs), or in a call for each of the layers, of which one is timed in each round and multiplied. By hand, with frozen
-parameters, plain hooks, the last position's logits, one backward pass and nothing else, is what there is to reach.
+parameters, plain hooks, the last position's logits, one backward pass and nothing else, stands beside it; there all
+positions are run behind the last attention, too.
 
     OMP_NUM_THREADS=1 python benchmarks/speed/attribution.py [--size gpt2-small] [--rounds 10]
 """
@@ -89,7 +90,7 @@ def main() -> None:
     title = f"first-order attribution of all heads and MLPs / bare forward pass ({given.size})"
     claim(title, ratios(times, "ours", "bare"), 1.7, setting=setting, note="the whole signature")
     title = f"the same attribution by hand / bare forward pass ({given.size})"
-    claim(title, ratios(times, "by hand", "bare"), None, setting=setting, note="contributions alone, no columns")
+    claim(title, ratios(times, "by hand", "bare"), None, setting=setting, note="contributions alone, no columns; every position behind the last attention")
     title = f"captum LayerGradientXActivation in two calls / ours ({given.size})"
     claim(title, ratios(times, "captum", "ours"), 2.5, at_least=True, setting=setting)
     calls = 2 * module.config.n_layer

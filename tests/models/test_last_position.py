@@ -141,7 +141,7 @@ def test_other_precisions(dtype: torch.dtype, model_of: Models, prompts: Any) ->
 
 
 def test_nothing_is_left_behind(model_of: Models, prompts: Any) -> None:
-    module = deepcopy(model_of("gpt2"))
+    module = deepcopy(model_of("gpt2")).train()
     model = open_model(module)
     batch = next(model.batches(model.inputs(prompts)))
     runs = LastPosition(model)
