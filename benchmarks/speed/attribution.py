@@ -90,7 +90,7 @@ def main() -> None:
     title = f"first-order attribution of all heads and MLPs / bare forward pass ({given.size})"
     claim(title, ratios(times, "ours", "bare"), 1.7, setting=setting, note="the whole signature")
     title = f"the same attribution by hand / bare forward pass ({given.size})"
-    claim(title, ratios(times, "by hand", "bare"), None, setting=setting, note="contributions alone, no columns; every position behind the last attention")
+    claim(title, ratios(times, "by hand", "bare"), None, setting=setting, note="contributions alone, at every position")
     title = f"captum LayerGradientXActivation in two calls / ours ({given.size})"
     claim(title, ratios(times, "captum", "ours"), 2.5, at_least=True, setting=setting)
     calls = 2 * module.config.n_layer
