@@ -124,6 +124,20 @@ def test_what_needs_all_positions_has_them(how: str, model_of: Models, prompts: 
         same(runs.run(batch, read=places, target=TopMargin()), whole)
 
 
+def test_values_that_depend_on_how_many_positions_there_are_are_noticed(model_of: Models, prompts: Any) -> None:
+    """Though logits and slopes are the same: the last norm takes away what is added to all features alike."""
+    module = deepcopy(model_of("gpt2"))
+    mlp = module.transformer.h[1].mlp
+    own = mlp.forward
+    mlp.forward = lambda value: own(value) + value.shape[1]
+    model = open_model(module)
+    batch = next(model.batches(model.inputs(prompts)))
+    places, runs = [Place("transformer.h.1.mlp")], LastPosition(model)
+    whole = model.run(batch, read=places, target=TopMargin())
+    for _ in range(2):
+        same(runs.run(batch, read=places, target=TopMargin()), whole)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions(dtype: torch.dtype, model_of: Models, prompts: Any) -> None:
     module = deepcopy(model_of("gpt2")).to(dtype)

@@ -247,3 +247,27 @@ def test_default_sites_of_torchs_own_encoder(signature: str) -> None:
     rows = [sequence(2 + seed % 6, seed) for seed in range(60)]
     fitted = detector.fit(Encoder(), rows)
     assert np.isfinite(fitted.score(rows[:3])).all()
+
+
+def test_what_goes_with_a_buffer_that_is_written_to_is_put_back_with_it() -> None:
+    """A table and the number of its rows that are filled, as caches of rotary embeddings have them."""
+
+    class Filling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line, self.filled = nn.Linear(3, 2), 0
+            self.register_buffer("table", torch.zeros(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > self.filled:
+                self.table[self.filled : len(x)] = 1.0
+                self.filled = len(x)
+            return self.line(x) * self.table[: len(x), None]
+
+    module = Filling()
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    wanted, model = copy.deepcopy(module)(x).detach(), open_model(module)
+    for _ in range(2):
+        torch.testing.assert_close(model.logits(next(model.batches(model.inputs(x)))), wanted)
+        assert module.filled == 0 and not module.table.any()
+    torch.testing.assert_close(module(x), wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from causalmad import Inputs, open_model
+from causalmad.models.clean import without
 from causalmad.models.recording import narrowed, recorded, replayed
 from causalmad.models.shortcuts import Shortcuts
 from causalmad.sites import Place
@@ -356,3 +358,13 @@ def test_logits_are_asked_for_where_they_are_read(side: Any, model_of: Models, p
     torch.testing.assert_close(model.logits(batch), wanted, **CLOSE)
     lengths = {len(prompt["input_ids"]) for prompt in prompts}
     assert shapes == [1 if side == "left" else len(lengths)]
+
+
+def test_only_what_has_the_columns_loses_some(model_of: Models, prompts: Any) -> None:
+    model = open_model(model_of("gpt2"))
+    batch = next(model.batches(model.inputs(prompts)))
+    width = batch.main.shape[1]
+    pixels = torch.randn(len(batch), width + 2)
+    cut = without(replace(batch, fields={**batch.fields, "pixels": pixels}), 2)
+    assert cut.main.shape[1] == width - 2 == cut.extra["attention_mask"].shape[1]
+    assert cut.fields["pixels"] is pixels and torch.equal(cut.main, batch.main[:, 2:])
