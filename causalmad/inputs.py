@@ -49,6 +49,11 @@ class Batch:
         return next(iter(self.fields.values()))
 
     @property
+    def padded(self) -> bool:
+        """Whether some of the tokens are padding."""
+        return self.mask is not None and not bool(self.mask.all())
+
+    @property
     def decoded(self) -> Batch:
         """The batch with the mask of the tokens that logits stand at: the decoder's, where it is given its own."""
         tokens = self.fields.get("decoder_input_ids")
@@ -243,9 +248,8 @@ class Inputs:
         def move(value: Tensor) -> Tensor:
             return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
 
-        fields = {}
+        fields, index = {}, torch.as_tensor(rows)
         for name, values in self.fields.items():
-            index = torch.as_tensor(rows)
             if isinstance(values, Tensor):
                 fields[name] = move(values[index])
             else:
@@ -256,15 +260,16 @@ class Inputs:
         ids = tuple(self.ids[row] for row in rows)
         if not self.tokens:
             return Batch(rows, fields, columns=columns, ids=ids)
-        lengths = torch.as_tensor(self.lengths[rows])[:, None]
-        place = torch.arange(int(lengths.max()))
-        mask = place >= place.numel() - lengths if side == "left" else place < lengths
-        extra = {"attention_mask": mask.long()}
-        if "position_ids" in needs or (side == "left" and not bool(mask.all())):
-            extra["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        lengths = self.lengths[rows][:, None]
+        longest = int(lengths.max())
+        place = np.arange(longest)
+        real = place >= longest - lengths if side == "left" else place < lengths
+        extra = {"attention_mask": torch.from_numpy(real.astype(np.int64))}
+        if "position_ids" in needs or (side == "left" and not real.all()):
+            extra["position_ids"] = torch.from_numpy((real.astype(np.int64).cumsum(-1) - 1).clip(min=0))
         extra |= self._decoder_mask(rows, accepts)
         kept = {name: move(value) for name, value in extra.items() if name in accepts and name not in fields}
-        return Batch(rows, fields, move(mask), kept, columns, ids)
+        return Batch(rows, fields, move(torch.from_numpy(real)), kept, columns, ids)
 
     def _decoder_mask(self, rows: npt.NDArray[np.int64], accepts: Collection[str]) -> dict[str, Tensor]:
         """The mask of decoder tokens of differing lengths, which says where the last of them is."""

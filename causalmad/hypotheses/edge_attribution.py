@@ -83,9 +83,7 @@ class EdgeAttributor:
         # What is written is linear in the activation where it is written: the donors are averaged there.
         for part in (None, *(part for part in graph.parts if part.writes is not None)):
             place = graph.source if part is None or part.writes is None else part.writes
-            gap = mean(self.patcher.values[place]) - clean[place]
-            if batch.mask is not None:
-                gap = gap.masked_fill(~batch.mask[:, :, None], 0)
+            gap = _real(mean(self.patcher.values[place]) - clean[place], batch)
             if found is None:
                 found = gap.new_empty(len(graph.senders), *gap.shape)
             if part is None or not part.slots:
@@ -110,9 +108,7 @@ class EdgeAttributor:
         total = gap.new_zeros(len(batch), *graph.allowed.shape)
         for place, senders in rows.items():
             inside = slice(None) if self.method == "eap-ig" else slice(senders.start, senders.stop)
-            way = self.patcher.aligned(batch, donor, place) - clean[place]
-            if batch.mask is not None:
-                way = way.masked_fill(~batch.mask[:, :, None], 0)
+            way = _real(self.patcher.aligned(batch, donor, place) - clean[place], batch)
             for step in range(1, self.steps + 1):
                 point = clean[place] + (1 - step / self.steps) * way
                 found = self._products(self._run(batch, asked, {place: _constant(point)}), gap)
@@ -134,7 +130,7 @@ class EdgeAttributor:
         for part in graph.parts:
             slopes = _slopes(graph, part, run).to(gap.dtype)
             # Behind the last attention only the last position has a slope.
-            first = 0 if part.slots else int((slopes != 0).any(-1).flatten(0, 1).any(0).int().argmax())
+            first = 0 if part.slots or bool(slopes[:, :, :-1].any()) else slopes.shape[2] - 1
             moved = gap[: part.upstream, :, first:].flatten(2).transpose(0, 1)
             scores = torch.bmm(moved, slopes[:, :, first:].flatten(2).permute(1, 2, 0))
             found[:, : part.upstream, part.receivers.start : part.receivers.stop] = scores
@@ -165,6 +161,11 @@ def _slopes(graph: Computation, part: Part, run: Run) -> Tensor:
             leaf = stream.detach().expand_as(columns).clone().requires_grad_(True)
             (slopes,) = torch.autograd.grad(plain(norm, leaf), leaf, columns)
     return slopes
+
+
+def _real(value: Tensor, batch: Batch) -> Tensor:
+    """(batch, positions, width) values, zero at padding."""
+    return value if batch.mask is None or not batch.padded else value.masked_fill(~batch.mask[:, :, None], 0)
 
 
 def _constant(value: Tensor) -> Patch:

@@ -16,7 +16,7 @@ from causalmad.models.batching import Batching
 from causalmad.models.fingerprint import digest, parameter_digests
 from causalmad.models.logits import read_logits
 from causalmad.models.padding import way_of
-from causalmad.models.quiet import apart, contiguous, quiet
+from causalmad.models.quiet import apart, contiguous, held, quiet
 from causalmad.models.resolve import resolve
 from causalmad.sites import Place, Site, position_index
 from causalmad.targets import Readout, Target, as_target
@@ -173,6 +173,10 @@ class OpenModel:
     def quiet(self) -> AbstractContextManager[None]:
         """Eval mode, frozen parameters and a lock, for as long as it lasts; afterwards all is as it was."""
         return quiet(self.module)
+
+    def held(self) -> AbstractContextManager[None]:
+        """The same, for a block in which nothing but :meth:`run` runs the model: within another it costs nothing."""
+        return held(self.module)
 
     def run(
         self,

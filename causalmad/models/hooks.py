@@ -105,10 +105,7 @@ class _Visit:
         return any(version(self.values[place]) != before for place, before in self.versions.items())
 
     def _hook(self, place: Place) -> torch.utils.hooks.RemovableHandle:
-        try:
-            part = self.module.get_submodule(place.path)
-        except AttributeError:
-            part = part_at(place, dict(self.module.named_modules()))
+        part = part_at(place, self.module)
         if place.side == "output":
 
             def after(_: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:

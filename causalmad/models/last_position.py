@@ -79,14 +79,17 @@ class LastPosition:
     def _narrow(self, batch: Batch, asked: _Asked) -> Run | None:
         """The run of the last position alone; None where that cannot be."""
         try:
-            with self.model.quiet(), narrowed(self.model.module, self.parts):
+            with self.model.held(), narrowed(self.model.module, self.parts):
                 run = self.model.run(batch, **asked)
         except CausalmadError as error:
             if out_of_memory(error):
                 raise
             return None  # the whole run says what is wrong, if it is not this
         width = batch.main.shape[1]
-        return Run(run.logits, _widened(run.values, width), _widened(run.grads, width))
+        # Where there is no slope no value counts: that of the last position stands for all others.
+        values = {key: value.expand(-1, width, -1) if _last(value) else value for key, value in run.values.items()}
+        grads = {key: pad(slope, (0, 0, width - 1, 0)) if _last(slope) else slope for key, slope in run.grads.items()}
+        return Run(run.logits, values, grads)
 
 
 def alone(model: OpenModel) -> bool:
@@ -116,13 +119,9 @@ def in_last_block(model: OpenModel, places: Iterable[Place]) -> bool:
     return bool(block) and any(f"{place.path}.".startswith(block) for place in places)
 
 
-def _widened(values: Mapping[Place, Tensor], width: int) -> dict[Place, Tensor]:
-    """Zeros at the positions that were not run."""
-
-    def whole(value: Tensor) -> Tensor:
-        return pad(value, (0, 0, width - 1, 0)) if value.ndim == 3 and value.shape[1] == 1 else value
-
-    return {place: whole(value) for place, value in values.items()}
+def _last(value: Tensor) -> bool:
+    """Whether an activation holds the last position alone."""
+    return value.ndim == 3 and value.shape[1] == 1
 
 
 def _alike(found: Run, whole: Run) -> bool:

@@ -54,15 +54,20 @@ def read_logits(result: Any, batch: Batch, position: int | str, columns: Tensor 
             needed="(batch, classes), or (batch, positions, classes) for token inputs",
             tries=["wrap the model in a module that picks the logits to watch"],
         )
-    if not bool(torch.isfinite(logits.detach().float()).all(-1).all()):
-        bad = (~torch.isfinite(logits.detach().float()).all(-1)).nonzero().flatten().tolist()
+    if not bool(logits.detach().sum().isfinite()):  # a single one makes the sum so; the sum may overflow on its own
+        _require_finite(logits.detach().float(), batch)
+    return two_logits(logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits)
+
+
+def _require_finite(logits: Tensor, batch: Batch) -> None:
+    bad = (~torch.isfinite(logits).all(-1)).nonzero().flatten().tolist()
+    if bad:
         raise ModelError(
             f"the model returned NaN or infinite logits for {len(bad)} of the {len(batch)} inputs of a batch, the "
             f"first for {f'input {batch.ids[bad[0]]!r}' if batch.ids else f'row {int(batch.rows[bad[0]])}'}",
             causes=["overflow in half precision", "NaN in the inputs or in the weights"],
             tries=["model.float()", "torch.autograd.set_detect_anomaly(True) to find the module"],
         )
-    return two_logits(logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits)
 
 
 def _at(logits: Tensor, batch: Batch, position: int | str, columns: Tensor | None) -> Tensor:

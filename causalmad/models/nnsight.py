@@ -120,8 +120,7 @@ def _ordered(
     envoy: Any, call: _Call, options: dict[str, Any], order: Sequence[Moment]
 ) -> tuple[Any, dict[Place, Tensor], dict[Place, Tensor]]:
     """One run that asks for its values in a given order."""
-    parts = dict(envoy._module.named_modules())
-    places = {place: part_at(place, parts) for place in call.places}
+    places = {place: part_at(place, envoy._module) for place in call.places}
     envoys = {id(each._module): each for each in envoy.modules()}
     rank = ranks(places, order)
     early = not call.output and call.objective is None and bool(call.read)

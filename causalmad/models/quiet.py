@@ -49,12 +49,12 @@ def quiet(module: nn.Module) -> Iterator[None]:
 
     Nested uses by the same thread cost little: each puts back the state that the model keeps besides its weights.
     """
-    holder = _HELD.get(module)
-    if holder is not None and holder.thread == threading.get_ident():
-        with holder.state.rewound():
+    state = _mine(module)
+    if state is not None:
+        with state.rewound():
             yield
         return
-    parts = list(module.modules())
+    parts = _parts(module)
     # Every step is entered before it is taken, so that all of them are taken back, whatever fails on either way.
     with ExitStack() as stack:
         for lock in _locks(parts):
@@ -62,8 +62,8 @@ def quiet(module: nn.Module) -> Iterator[None]:
         stack.callback(_set_generators, *_generators())
         state = State(parts)
         stack.callback(state.restore, state.now(), thorough=True)
-        own = {id(value): value for part in parts for value in part._parameters.values() if value is not None}
-        wanted = [value for value in own.values() if value.requires_grad]
+        own = [value for part in parts for value in part._parameters.values() if value is not None]
+        wanted = [value for value in own if value.requires_grad]
         stack.callback(_require_gradients, wanted)
         stack.callback(_put_away, list(_offloaded(parts)))
         training = [part for part in parts if part.training]
@@ -81,6 +81,17 @@ def quiet(module: nn.Module) -> Iterator[None]:
         stack.callback(_HELD.pop, module, None)
         _HELD[module] = _Holder(threading.get_ident(), state)
         yield
+
+
+def held(module: nn.Module) -> AbstractContextManager[None]:
+    """The same, for a block in which only what is quiet itself runs the module: nested, it has nothing to put back."""
+    return quiet(module) if _mine(module) is None else nullcontext()
+
+
+def _mine(module: nn.Module) -> State | None:
+    """What is noted of a module that this thread keeps quiet."""
+    holder = _HELD.get(module)
+    return holder.state if holder is not None and holder.thread == threading.get_ident() else None
 
 
 def apart(module: nn.Module, value: Tensor) -> Tensor:
@@ -132,14 +143,28 @@ def _offloaded(parts: Iterable[nn.Module]) -> Iterator[tuple[dict[str, Any], str
 def _locks(parts: Sequence[nn.Module]) -> list[_Lock]:
     """Those of all models that share one of the parts, in the order in which everybody takes them."""
     with _GUARD:
-        known = {lock.number: lock for part in parts if (lock := _LOCKS.get(part)) is not None}
+        given = list(map(_LOCKS.get, parts))
+        known = {lock.number: lock for lock in given if lock is not None}
         if not known:
             fresh = _Lock(next(_NUMBERS))
             known = {fresh.number: fresh}
         first, *_ = found = [known[number] for number in sorted(known)]
-        for part in parts:
-            _LOCKS.setdefault(part, first)
+        for part, lock in zip(parts, given, strict=True):
+            if lock is None:
+                _LOCKS[part] = first
         return found
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """A module and all of its parts, as ``module.modules()`` gives them, in less time."""
+    found = {module: None}
+    waiting = [module]
+    while waiting:
+        for part in waiting.pop()._modules.values():
+            if part is not None and part not in found:
+                found[part] = None
+                waiting.append(part)
+    return list(found)
 
 
 class _FastAttention:

@@ -105,7 +105,7 @@ class Shortcuts:
             return clean_of(batch, self.model.run(batch, read=read))
         cache = self._cache() if self._causal(batch) else None
         try:
-            with self.model.quiet(), recorded(self.model.module, self.places, len(batch)) as recording:
+            with self.model.held(), recorded(self.model.module, self.places, len(batch)) as recording:
                 run = self.model.run(batch, read=read, extra={} if cache is None else {"past_key_values": cache})
         except CausalmadError as error:
             if out_of_memory(error):
@@ -200,7 +200,7 @@ class Shortcuts:
         known = torch.tensor([len(self.tried) % others] * int(trial), dtype=rows.dtype)
         index = torch.cat([rows, known]).to(clean.batch.main.device)
         batch = beside(edited, without(clean.batch.take(known.numpy()), column)) if trial else edited
-        with self.model.quiet(), ExitStack() as stack:
+        with self.model.held(), ExitStack() as stack:
             stack.enter_context(replayed(self.model.module, skipped, index, column, width, self._chain(skipped)))
             stack.enter_context(narrowed(self.model.module, narrow))
             extra = self._past(clean, index, column, skipped) if column else {}

@@ -125,10 +125,12 @@ def _memory(value: Tensor) -> int:
     return value.untyped_storage().data_ptr()
 
 
-def _same(held: Iterable[Any], before: Moment) -> bool:
+def _same(held: Sequence[Any], before: Moment) -> bool:
     """Whether dictionaries hold the very objects that they held."""
-    now = [*chain.from_iterable([each.values() for each in held])]
-    return len(now) == sum(map(len, before)) and all(map(is_, now, chain.from_iterable(map(dict.values, before))))
+    if sum(map(len, held)) != sum(map(len, before)):
+        return False
+    now = chain.from_iterable([each.values() for each in held])
+    return all(map(is_, now, chain.from_iterable(map(dict.values, before))))
 
 
 def _put_back(held: dict[str, Any], before: dict[str, Any], only: bool = False) -> bool:

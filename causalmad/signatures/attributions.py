@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from causalmad.errors import FitError
 from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.models.last_position import LastPosition
@@ -105,6 +106,9 @@ def sums(
         groups: the units.
         places: name of a group -> the places at which its units are.
         contribute: from a batch to the (batch, ...) contributions of all entries at all places.
+
+    Raises:
+        FitError: where a contribution is NaN or infinite.
     """
     tables: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
     with model.quiet():
@@ -112,10 +116,25 @@ def sums(
             found = contribute(batch)
             for group in groups:
                 for kind, values in unit_sums(group, found, places[group.name], batch).items():
+                    _require_finite(values, group, batch)
                     width = int(inputs.lengths.max()) if group.ragged else values.shape[1]
                     table = tables.setdefault((group.name, kind), np.full((len(inputs), width), np.nan))
                     table[batch.rows, : values.shape[1]] = values
     return tables
+
+
+def _require_finite(values: npt.NDArray[np.float64], group: Group, batch: Batch) -> None:
+    """What is missing, positions beyond the first token, is all that there may be of NaN."""
+    missing = values.shape[1] - batch.mask.sum(1).cpu().numpy() if group.ragged and batch.mask is not None else 0
+    bad = (~np.isfinite(values)).sum(1) > missing
+    if bad.any():
+        first = batch.ids[int(bad.argmax())] if batch.ids else int(batch.rows[int(bad.argmax())])
+        raise FitError(
+            f"{int(bad.sum())} of a batch's {len(batch)} inputs have contributions of {group.name} that are NaN or "
+            f"infinite; the first is input {first!r}",
+            causes=["a gradient that is not finite: a root or a division at zero", "overflow in half precision"],
+            tries=["model.float()", "a signature without gradients: activations, resampling-profile"],
+        )
 
 
 def unit_columns(group: Group, name: str, values: npt.NDArray[np.float64], longest: int) -> Reduced:

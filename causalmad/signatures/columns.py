@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ def by_rank(name: str, effects: Floats, top: int, *, last: bool) -> Reduced:
         The ``top`` largest by absolute size (signed), their sum over all units, the entropy (nats) of the shares of
         absolute size, and the last position.
     """
-    known = np.nan_to_num(effects, nan=0.0)
+    known = np.where(np.isnan(effects), 0.0, effects)
     size = np.abs(known)
     order = np.argsort(-size, axis=1, kind="stable")
     ranked = np.take_along_axis(known, order, axis=1)
@@ -60,18 +61,24 @@ def by_place(name: str, effects: Floats, units: tuple[str, ...], sites: tuple[st
         sites: site of every unit, or empty.
         ragged: whether there may be further positions.
     """
-    known = np.nan_to_num(effects, nan=0.0)
+    known = np.where(np.isnan(effects), 0.0, effects)
     width = len(units)
     placed = _filled(known, width)
-    columns = [
-        Column(f"{name} {unit}", site, "" if ragged else unit, unit if ragged else "", f"{name} by place")
-        for unit, site in zip(units, sites or ("",) * width, strict=True)
-    ]
     if ragged:
         placed = np.concatenate([placed, known[:, width:].sum(1, keepdims=True)], axis=1)
+    return Reduced(_placed(name, units, sites, ragged), placed)
+
+
+@lru_cache(maxsize=64)  # the same for every batch
+def _placed(name: str, units: tuple[str, ...], sites: tuple[str, ...], ragged: bool) -> tuple[Column, ...]:
+    columns = [
+        Column(f"{name} {unit}", site, "" if ragged else unit, unit if ragged else "", f"{name} by place")
+        for unit, site in zip(units, sites or ("",) * len(units), strict=True)
+    ]
+    if ragged:
         site = sites[-1] if sites else ""
         columns.append(Column(f"{name} beyond {units[-1]}", site, position="beyond", block=f"{name} by place"))
-    return Reduced(tuple(columns), placed)
+    return tuple(columns)
 
 
 def _filled(values: Floats, width: int) -> Floats:

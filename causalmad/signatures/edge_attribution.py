@@ -180,17 +180,21 @@ class FittedEdgeAttribution:
 
     def reduced(self, inputs: Inputs) -> Reduced:
         """The columns in their own units: the target's, shares, standard deviations and nats."""
+        columns = self.columns or self._named()
+        values = np.empty((len(inputs), len(columns)))
+        for rows, scores in _scores(self.attributor, inputs):
+            values[rows] = torch.cat([scores[:, self.kept], self._summary(scores)], 1).numpy()
+        return Reduced(columns, values)
+
+    def _named(self) -> tuple[Column, ...]:
+        """What the numbers are, before their units are known."""
         graph = self.patcher.computation
         columns = []
         for edge in self.kept.tolist():
             sender, receiver = graph.edges[edge]
             name = f"{sender}->{receiver}"
             columns.append(Column(f"edge {name}", str(graph.site(sender)), name, block="edges"))
-        columns += [Column(f"edges {name}", unit=name, block="edges as a whole") for name in _SUMMARY]
-        values = np.empty((len(inputs), len(columns)))
-        for rows, scores in _scores(self.attributor, inputs):
-            values[rows] = torch.cat([scores[:, self.kept], self._summary(scores)], 1).numpy()
-        return Reduced(tuple(columns), values)
+        return (*columns, *(Column(f"edges {name}", unit=name, block="edges as a whole") for name in _SUMMARY))
 
     def _summary(self, scores: Tensor) -> Tensor:
         """(batch, 5) what the scores (batch, edges) are as a whole."""

@@ -40,59 +40,69 @@ def unit_tensors(
     """
     for place in places:
         require_rows(contributions[place], place, batch, tokens=group.ragged)
-    values = {place: _real(contributions[place], batch).double() for place in places}
-    sizes = {place: value.abs() for place, value in values.items()}
-    return {"sum": _reduce(group, values, places, batch), "size": _reduce(group, sizes, places, batch)}
+    values = {place: _real(contributions[place], batch) for place in places}
+    signed, size = _reduce(group, values, places, batch)
+    return {"sum": signed, "size": size}
 
 
 def _reduce(group: Group, values: Mapping[Place, Tensor], places: Sequence[Place], batch: Batch) -> Tensor:
+    """(2, batch, units) signed and absolute sums."""
     if group.ragged:
-        return _from_end(values[places[0]].flatten(2).sum(-1), batch)
+        return torch.stack([_from_end(value, batch) for value in _both(values[places[0]].flatten(2))])
     if group.masks:
         return _masked(group, values[places[0]], batch)
     if group.name.startswith("neurons"):
-        return _over_tokens(values[places[0]])
+        return _over_places(_with_sizes(values[places[0]]), 1)
     # Every place is added up once for all of its heads, whatever their number.
-    heads: dict[tuple[Place, int], tuple[Tensor, ...]] = {}
+    heads: dict[tuple[Place, int], Sequence[Tensor]] = {}
     columns = []
     for site in group.sites:
-        value = values[site.place]
+        place = site.place
+        value = values[place]
         if len(site.heads) == 1 and site.head_count and value.ndim in (2, 3):
-            key = site.place, site.head_count
+            key = place, site.head_count
             if key not in heads:
-                heads[key] = _over_tokens(value).unflatten(-1, (site.head_count, -1)).sum(-1).unbind(1)
+                heads[key] = _over_places(_both(value.unflatten(-1, (site.head_count, -1))), 1).unbind(2)
             columns.append(heads[key][site.heads[0]])
         else:
             # A head's own axis, neurons and subspaces.
-            columns.append(_over_tokens(site.at(None).take(value, batch)).flatten(1).sum(-1))
-    return torch.stack(columns, dim=1)
+            columns.append(_over_places(_both(site.at(None).take(value, batch)), 0))
+    return torch.stack(columns, dim=2)
+
+
+def _both(value: Tensor) -> Tensor:
+    """(2, batch, ...) sums over the last axis, of the values and of their sizes; torch adds these up in pairs."""
+    return torch.stack([value.sum(-1), value.abs().sum(-1)]).double()
+
+
+def _with_sizes(value: Tensor) -> Tensor:
+    """(2, batch, ...) the values and their sizes."""
+    return torch.stack([value, value.abs()]).double()
+
+
+def _over_places(both: Tensor, features: int) -> Tensor:
+    """(2, batch, ...) added up over the axes between the inputs and the last ``features`` axes."""
+    return both if both.ndim == features + 2 else both.flatten(2, both.ndim - features - 1).sum(2)
 
 
 def _masked(group: Group, value: Tensor, batch: Batch) -> Tensor:
-    """(batch, units) over the entries of each unit: of the input itself, or of the tokens' embeddings."""
+    """(2, batch, units) over the entries of each unit: of the input itself, or of the tokens' embeddings."""
+    entries = _with_sizes(value) if batch.mask is None else _both(value.flatten(2))
     columns = []
     for unit in range(len(group.masks)):
         mask = input_mask(group, torch.full((len(batch),), unit), batch)
-        entries = value.flatten(2).sum(-1) if batch.mask is not None else value
-        columns.append(torch.where(mask, entries, 0).flatten(1).sum(-1))
-    return torch.stack(columns, dim=1)
+        columns.append(torch.where(mask, entries, 0).flatten(2).sum(-1))
+    return torch.stack(columns, dim=2)
 
 
 def _real(value: Tensor, batch: Batch) -> Tensor:
-    """Zero at padding, whatever a model makes of it."""
-    if batch.mask is None or value.ndim < 3 or value.shape[1] != batch.mask.shape[1]:
+    """In single precision at least, and zero at padding, whatever a model makes of it."""
+    if value.dtype in (torch.float16, torch.bfloat16):
+        value = value.float()
+    if batch.mask is None or not batch.padded or value.ndim < 3 or value.shape[1] != batch.mask.shape[1]:
         return value
     keep = batch.mask.to(value.device).reshape(*batch.mask.shape, *[1] * (value.ndim - 2))
     return torch.where(keep, value, 0)
-
-
-def _over_tokens(value: Tensor) -> Tensor:
-    """(batch, ...) summed over the positions."""
-    if value.ndim < 3:
-        return value
-    # A product of matrices: many times as fast as a sum over an inner axis.
-    ones = value.new_ones(len(value), 1, value.shape[1])
-    return torch.bmm(ones, value.flatten(2)).reshape(len(value), *value.shape[2:])
 
 
 def _from_end(value: Tensor, batch: Batch) -> Tensor:

@@ -97,7 +97,6 @@ class GraphModel(OpenModel):
         columns = self._columns(batch, position)
         args, kwargs = fresh(*self._call(batch, position, columns))
         values: dict[Place, Tensor] = {}
-        parts = dict(self.module.named_modules())
         wanted = set(read)
 
         def visit(place: Place, value: Tensor) -> Tensor:
@@ -111,7 +110,7 @@ class GraphModel(OpenModel):
 
         with ExitStack() as stack, torch.enable_grad():
             for place in dict.fromkeys([*read, *edits]):
-                stack.callback(_hook(part_at(place, parts), place, visit).remove)
+                stack.callback(_hook(part_at(place, self.module), place, visit).remove)
             result = self.module(*args, **kwargs)
             require_reached(list(read), values)
             return read_logits(result, batch, position, columns), values
