@@ -176,6 +176,11 @@ class Inputs:
         return np.array([row.shape[-1] if row.ndim else 1 for row in self.main], dtype=np.int64)
 
     @cached_property
+    def ragged(self) -> bool:
+        """Whether the rows differ in length."""
+        return bool((self.lengths != self.lengths[:1]).any())
+
+    @cached_property
     def digests(self) -> tuple[str, ...]:
         """(n,) hash of each input's content: equal exactly where the model is called with the same values."""
         return tuple(_digest({name: rows[i] for name, rows in self.fields.items()}) for i in range(len(self)))

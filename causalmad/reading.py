@@ -67,8 +67,6 @@ def _again(
     columns: Mapping[str, Any] | None,
 ) -> Inputs:
     """The same inputs, with what is newly said about them."""
-    if blocks is None and ids is None and not columns:
-        return inputs
     return replace(
         inputs,
         ids=inputs.ids if ids is None else tuple(str(key) for key in ids),

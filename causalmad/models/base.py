@@ -137,6 +137,8 @@ class OpenModel:
 
     def inputs(self, data: Any) -> Inputs:
         """Inputs for this model from texts, tensors, dicts, data sets or loaders; see :meth:`Inputs.of`."""
+        if isinstance(data, Inputs):
+            return data
         return Inputs.of(data, tokenizer=self.tokenizer, accepts=self.accepts, dtype=self.dtype)
 
     def sites(self, what: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:

@@ -35,12 +35,11 @@ def way_of(model: OpenModel, inputs: Inputs) -> Way:
     Raises:
         ModelError: when memory runs out.
     """
-    usual = next(_ways(model))
     known = model.batching.padding
     if model.side in known:
         return known[model.side]
-    if not (inputs.tokens and "attention_mask" in model.accepts) or inputs.lengths.min() == inputs.lengths.max():
-        return usual
+    if not (inputs.tokens and inputs.ragged and "attention_mask" in model.accepts):
+        return next(_ways(model))
     known[model.side] = _tried(model, inputs)
     return known[model.side]
 

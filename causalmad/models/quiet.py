@@ -178,7 +178,7 @@ class _FastAttention:
 
     @contextmanager
     def off(self, parts: Iterable[nn.Module]) -> Iterator[None]:
-        if not any(isinstance(part, _ATTENTION) for part in parts):
+        if not any(issubclass(kind, _ATTENTION) for kind in set(map(type, parts))):
             yield
             return
         with _GUARD:

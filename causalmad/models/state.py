@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 T = TypeVar("T")
 Moment: TypeAlias = list[dict[str, Any]]
 
-_PLAIN = frozenset({type(None), bool, int, float, str, tuple, list, set, dict, OrderedDict})
 _NEAR = 2**12  # entries of a tensor in this machine's memory up to which comparing it costs next to nothing
 
 
@@ -34,10 +32,18 @@ class State:
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         # Of every part first the buffers, then the attributes.
         self._held: list[Any] = [held for part in parts for held in (part._buffers, part.__dict__)]
+        found = [(number, value) for number, part in enumerate(parts) for value in part._buffers.values()]
+        kinds = set(map(type, chain.from_iterable([part.__dict__.values() for part in parts])))
+        if any(issubclass(kind, Tensor) for kind in kinds):  # of few models
+            found += [
+                (number, value)
+                for number, part in enumerate(parts)
+                for value in part.__dict__.values()
+                if isinstance(value, Tensor)
+            ]
         self.kept = [
             (number, _Kept(value))
-            for number, part in enumerate(parts)
-            for value in (*part._buffers.values(), *_tensors(part.__dict__))
+            for number, value in found
             # What has a graph was computed from parameters, and is replaced and not written to.
             if value is not None and not value.is_meta and value.is_leaf
         ]
@@ -113,12 +119,6 @@ class _Kept:
 
     def _unchanged(self) -> bool:
         return self.value.dtype == self.before.dtype and torch.equal(self.value, self.before)
-
-
-def _tensors(held: dict[str, Any]) -> list[Tensor]:
-    if _PLAIN.issuperset(map(type, held.values())):  # of nearly every part
-        return []
-    return [value for value in held.values() if isinstance(value, Tensor)]
 
 
 def _memory(value: Tensor) -> int:
