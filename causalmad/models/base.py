@@ -226,7 +226,8 @@ class OpenModel:
             args, kwargs = self._call(batch, position, columns, extra or {})
             standing = {} if self.standing is None else self.standing(batch)
             try:
-                with contiguous(self.module if columns is not None else None):
+                narrow = "logits_to_keep" in kwargs and (output or target is not None)
+                with contiguous(self.module if narrow else None):
                     result, values, grads = self.engine.run(
                         self.module,
                         args,
@@ -281,22 +282,23 @@ class OpenModel:
             args = (kwargs.pop("input_ids"), *args)
         if "use_cache" in self.accepts:
             kwargs["use_cache"] = "past_key_values" in kwargs  # otherwise one would be filled for nothing
-        keeps = batch.mask is not None and "logits_to_keep" in self.accepts
-        if keeps and position == -1 and self.side == "left":
+        if self._last(batch, position):
             kwargs["logits_to_keep"] = 1  # the vocabulary is the largest matrix; only one position is read
         elif columns is not None:
             kwargs["logits_to_keep"] = columns
         return args, kwargs
 
+    def _last(self, batch: Batch, position: int | str) -> bool:
+        """Whether the logits that are wanted are those of the last column, and the model can leave out all others."""
+        return batch.mask is not None and "logits_to_keep" in self.accepts and position == -1 and self.side == "left"
+
     def _columns(self, batch: Batch, position: int | str) -> Tensor | None:
         """Columns of the padded rows at which logits are wanted, where the model can leave out all others.
 
-        The vocabulary is the largest matrix. None where the model keeps them all.
+        The vocabulary is the largest matrix. None where the model keeps them all, or the last alone.
         """
-        if batch.mask is None or "logits_to_keep" not in self.accepts:
+        if batch.mask is None or "logits_to_keep" not in self.accepts or self._last(batch, position):
             return None
-        if position == -1 and self.side == "left":
-            return torch.tensor([batch.mask.shape[1] - 1], device=batch.mask.device)
         if not type(self.module).__module__.startswith("transformers."):
             return None  # a number of last positions is all that others need to know
         columns: Tensor = position_index(position, batch.decoded).unique()

@@ -63,21 +63,23 @@ def quiet(module: nn.Module) -> Iterator[None]:
         state = State(parts)
         stack.callback(state.restore, state.now(), thorough=True)
         own = [value for part in parts for value in part._parameters.values() if value is not None]
-        wanted = [value for value in own if value.requires_grad]
-        stack.callback(_require_gradients, wanted)
+        if wanted := [value for value in own if value.requires_grad]:
+            stack.callback(_require_gradients, wanted)
         stack.callback(_put_away, list(_offloaded(parts)))
-        training = [part for part in parts if part.training]
-        stack.callback(_set_each, training, "training", [True] * len(training))
-        compiled = [part for part in parts if part._compiled_call_impl is not None]
-        stack.callback(_set_each, compiled, "_compiled_call_impl", [part._compiled_call_impl for part in compiled])
-        # Compiled code was made without our hooks, and need not ask whether there are any by now.
-        _set_each(compiled, "_compiled_call_impl", [None] * len(compiled))
+        if training := [part for part in parts if part.training]:
+            stack.callback(_set_each, training, "training", [True] * len(training))
+        if compiled := [part for part in parts if part._compiled_call_impl is not None]:
+            stack.callback(_set_each, compiled, "_compiled_call_impl", [part._compiled_call_impl for part in compiled])
+            # Compiled code was made without our hooks, and need not ask whether there are any by now.
+            _set_each(compiled, "_compiled_call_impl", [None] * len(compiled))
         # `module.eval()` would call a user's override; the flag is all that eval mode is.
         _set_each(training, "training", [False] * len(training))
         for value in wanted:
             value.requires_grad_(False)
-        stack.enter_context(_eager(parts))
-        stack.enter_context(_FAST_ATTENTION.off(parts))
+        if any("_orig_mod" in part._modules for part in parts):
+            stack.enter_context(_eager())
+        if any(issubclass(kind, _ATTENTION) for kind in set(map(type, parts))):
+            stack.enter_context(_FAST_ATTENTION.off())
         stack.callback(_HELD.pop, module, None)
         _HELD[module] = _Holder(threading.get_ident(), state)
         yield
@@ -177,10 +179,7 @@ class _FastAttention:
         self.users, self.before = 0, True
 
     @contextmanager
-    def off(self, parts: Iterable[nn.Module]) -> Iterator[None]:
-        if not any(issubclass(kind, _ATTENTION) for kind in set(map(type, parts))):
-            yield
-            return
+    def off(self) -> Iterator[None]:
         with _GUARD:
             if not self.users:
                 self.before = torch.backends.mha.get_fastpath_enabled()
@@ -198,10 +197,8 @@ class _FastAttention:
 _FAST_ATTENTION = _FastAttention()
 
 
-def _eager(parts: Iterable[nn.Module]) -> AbstractContextManager[Any]:
+def _eager() -> AbstractContextManager[Any]:
     """Parts that torch.compile has wrapped run as they were written."""
-    if not any("_orig_mod" in part._modules for part in parts):
-        return nullcontext()
     stance = getattr(torch.compiler, "set_stance", None)  # from torch 2.6 on
     return nullcontext() if stance is None else stance("force_eager")
 
