@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from causalmad.hypotheses.computation import Computation, Part, plain, weights
 from causalmad.hypotheses.donors import averager
@@ -149,18 +149,33 @@ def _slopes(graph: Computation, part: Part, run: Run) -> Tensor:
     blocks = torch.stack([matrices[slot.place][:, slot.start : slot.stop].T for slot in part.slots])
     own = torch.stack([run.grads[slot.place][..., slot.start : slot.stop] for slot in part.slots])
     columns = torch.bmm(own.flatten(1, 2), blocks).unflatten(1, own.shape[1:3])
-    norm = module.get_submodule(part.norm.path)
+    return before(module.get_submodule(part.norm.path), stream, columns, alone=columns.is_cpu)
+
+
+def before(norm: nn.Module, stream: Tensor, slopes: Tensor, *, alone: bool) -> Tensor:
+    """(receivers, batch, positions, width) gradients with respect to what a norm reads; ``slopes`` may be overwritten.
+
+    Args:
+        norm: reads each position by itself.
+        stream: (batch, positions, width) what it reads.
+        slopes: (receivers, batch, positions, width) gradients with respect to what it gives.
+        alone: whether receivers are worked on one after the other. On a CPU this is faster: each stays near the
+            processor, and the norm has a step of its own for it. Elsewhere every step would be launched anew.
+    """
     with torch.enable_grad():
         leaf = stream.detach().requires_grad_(True)
         normed = plain(norm, leaf)
+        if alone:
+            for slope in slopes:
+                slope.copy_(torch.autograd.grad(normed, leaf, slope, retain_graph=True)[0])
+            return slopes
         try:
-            (slopes,) = torch.autograd.grad(normed, leaf, columns, is_grads_batched=True)
+            (found,) = torch.autograd.grad(normed, leaf, slopes, is_grads_batched=True)
         except (RuntimeError, NotImplementedError):
-            # A norm of somebody's own may know no batches of gradients. It reads each position by itself, so that one
-            # backward pass serves all receivers side by side.
-            leaf = stream.detach().expand_as(columns).clone().requires_grad_(True)
-            (slopes,) = torch.autograd.grad(plain(norm, leaf), leaf, columns)
-    return slopes
+            # A norm of somebody's own may know no batches of gradients: one backward pass serves all side by side.
+            leaf = stream.detach().expand_as(slopes).clone().requires_grad_(True)
+            (found,) = torch.autograd.grad(plain(norm, leaf), leaf, slopes)
+    return found
 
 
 def _real(value: Tensor, batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from causalmad.hypotheses.donors import Donors
-from causalmad.hypotheses.edge_attribution import EdgeAttributor
+from causalmad.hypotheses.edge_attribution import EdgeAttributor, before
 from causalmad.hypotheses.edges import EdgePatcher, only
 from causalmad.inputs import Inputs
 from causalmad.targets import LogitDifference, TopMargin
@@ -77,3 +77,36 @@ def test_nothing_is_left_after_gradients(patcher, ids, one_batch):
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
     assert all(value.requires_grad and value.grad is None for value in module.parameters())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Cube(torch.autograd.Function):
+    """x ** 3 with a backward pass of its own, which knows no batches of gradients."""
+
+    @staticmethod
+    def forward(ctx, value):
+        ctx.save_for_backward(value)
+        return value**3
+
+    @staticmethod
+    def backward(ctx, slope):
+        (value,) = ctx.saved_tensors
+        return slope * 3 * value**2
+
+
+class Own(torch.nn.Module):
+    """Somebody's own norm."""
+
+    def forward(self, x):
+        return Cube.apply(x)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm(6), torch.nn.RMSNorm(6), torch.nn.Identity(), Own()])
+def test_gradients_before_a_norm_are_its_jacobian_times_those_behind(norm, alone):
+    draw = torch.Generator().manual_seed(0)
+    stream, slopes = torch.randn(2, 3, 6, generator=draw), torch.randn(4, 2, 3, 6, generator=draw)
+    found = before(norm, stream, slopes.clone(), alone=alone)
+    for row in range(2):
+        for place in range(3):
+            jacobian = torch.autograd.functional.jacobian(norm, stream[row, place])
+            torch.testing.assert_close(found[:, row, place], slopes[:, row, place] @ jacobian, atol=1e-5, rtol=1e-5)
