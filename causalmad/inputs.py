@@ -31,6 +31,7 @@ class Batch:
             ``position_ids`` where rows are padded at the left.
         columns: name -> (batch,) values that the model never sees; sites such as ``@S2`` look positions up here.
         ids: (batch,) ids of the inputs, for messages.
+        full: whether it is known that no token is padding.
     """
 
     rows: npt.NDArray[np.int64]
@@ -39,6 +40,7 @@ class Batch:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     ids: tuple[str, ...] = ()
+    full: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,11 +51,6 @@ class Batch:
         return next(iter(self.fields.values()))
 
     @property
-    def padded(self) -> bool:
-        """Whether some of the tokens are padding."""
-        return self.mask is not None and not bool(self.mask.all())
-
-    @property
     def decoded(self) -> Batch:
         """The batch with the mask of the tokens that logits stand at: the decoder's, where it is given its own."""
         tokens = self.fields.get("decoder_input_ids")
@@ -61,7 +58,7 @@ class Batch:
             return self
         mask = self.fields.get("decoder_attention_mask", self.extra.get("decoder_attention_mask"))
         known = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
-        return replace(self, mask=known)
+        return replace(self, mask=known, full=False)
 
     @property
     def call(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -85,6 +82,7 @@ class Batch:
             {name: value[index] for name, value in self.extra.items()},
             {name: value[rows] for name, value in self.columns.items()},
             tuple(self.ids[row] for row in rows) if self.ids else (),
+            self.full,
         )
 
 
@@ -270,11 +268,12 @@ class Inputs:
         place = np.arange(longest)
         real = place >= longest - lengths if side == "left" else place < lengths
         extra = {"attention_mask": torch.from_numpy(real.astype(np.int64))}
-        if "position_ids" in needs or (side == "left" and not real.all()):
+        full = bool(real.all())
+        if "position_ids" in needs or (side == "left" and not full):
             extra["position_ids"] = torch.from_numpy((real.astype(np.int64).cumsum(-1) - 1).clip(min=0))
         extra |= self._decoder_mask(rows, accepts)
         kept = {name: move(value) for name, value in extra.items() if name in accepts and name not in fields}
-        return Batch(rows, fields, move(torch.from_numpy(real)), kept, columns, ids)
+        return Batch(rows, fields, move(torch.from_numpy(real)), kept, columns, ids, full)
 
     def _decoder_mask(self, rows: npt.NDArray[np.int64], accepts: Collection[str]) -> dict[str, Tensor]:
         """The mask of decoder tokens of differing lengths, which says where the last of them is."""

@@ -166,9 +166,10 @@ def before(norm: nn.Module, stream: Tensor, slopes: Tensor, *, alone: bool) -> T
         leaf = stream.detach().requires_grad_(True)
         normed = plain(norm, leaf)
         if alone:
-            for slope in slopes:
-                slope.copy_(torch.autograd.grad(normed, leaf, slope, retain_graph=True)[0])
-            return slopes
+            found = slopes if slopes.dtype == stream.dtype else torch.empty_like(slopes, dtype=stream.dtype)
+            for own, slope in zip(found, slopes, strict=True):
+                own.copy_(torch.autograd.grad(normed, leaf, slope, retain_graph=True)[0])
+            return found
         try:
             (found,) = torch.autograd.grad(normed, leaf, slopes, is_grads_batched=True)
         except (RuntimeError, NotImplementedError):
@@ -180,7 +181,7 @@ def before(norm: nn.Module, stream: Tensor, slopes: Tensor, *, alone: bool) -> T
 
 def _real(value: Tensor, batch: Batch) -> Tensor:
     """(batch, positions, width) values, zero at padding."""
-    return value if batch.mask is None or not batch.padded else value.masked_fill(~batch.mask[:, :, None], 0)
+    return value if batch.mask is None or batch.full else value.masked_fill(~batch.mask[:, :, None], 0)
 
 
 def _constant(value: Tensor) -> Patch:

@@ -138,7 +138,7 @@ class OpenModel:
     def inputs(self, data: Any) -> Inputs:
         """Inputs for this model from texts, tensors, dicts, data sets or loaders; see :meth:`Inputs.of`."""
         if isinstance(data, Inputs):
-            return data
+            return replace(data)  # hashed anew: the tensors are the user's, who may have written to them
         return Inputs.of(data, tokenizer=self.tokenizer, accepts=self.accepts, dtype=self.dtype)
 
     def sites(self, what: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:

@@ -86,7 +86,7 @@ class LastPosition:
                 raise
             return None  # the whole run says what is wrong, if it is not this
         width = batch.main.shape[1]
-        # Where there is no slope no value counts: that of the last position stands for all others.
+        # Where there is no slope no value counts: a view of the last position, not to be written to, stands for all.
         values = {key: value.expand(-1, width, -1) if _last(value) else value for key, value in run.values.items()}
         grads = {key: pad(slope, (0, 0, width - 1, 0)) if _last(slope) else slope for key, slope in run.grads.items()}
         return Run(run.logits, values, grads)

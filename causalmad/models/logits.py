@@ -54,8 +54,9 @@ def read_logits(result: Any, batch: Batch, position: int | str, columns: Tensor 
             needed="(batch, classes), or (batch, positions, classes) for token inputs",
             tries=["wrap the model in a module that picks the logits to watch"],
         )
-    if not bool(logits.detach().sum().isfinite()):  # a single one makes the sum so; the sum may overflow on its own
-        _require_finite(logits.detach().float(), batch)
+    wide = logits.detach() if logits.dtype == torch.float64 else logits.detach().float()
+    if not bool(wide.sum().isfinite()):  # a single one makes the sum so; the sum may overflow on its own
+        _require_finite(wide, batch)
     return two_logits(logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits)
 
 

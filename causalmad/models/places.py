@@ -108,8 +108,7 @@ def part_at(place: Place, module: nn.Module) -> nn.Module:
     """
     found: Any = module
     for name in place.path.split(".") if place.path else ():
-        # `get_submodule` does the same, more slowly.
-        found = found._modules.get(name) or getattr(found, name, None)
+        found = getattr(found, name, None)
         if not isinstance(found, nn.Module):
             known = [path for path, _ in module.named_modules()]
             raise SiteError(f"no module {place.path!r} in {type(module).__name__}", tries=nearest(place.path, known))

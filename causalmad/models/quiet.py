@@ -158,7 +158,7 @@ def _locks(parts: Sequence[nn.Module]) -> list[_Lock]:
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:
-    """A module and all of its parts, as ``module.modules()`` gives them, in less time."""
+    """A module and all of its parts, each once; ``module.modules()`` takes longer, for names that nobody asks for."""
     found = {module: None}
     waiting = [module]
     while waiting:

@@ -23,6 +23,7 @@ from causalmad.signatures.attention_effects import (
     through_pattern,
     through_weight,
 )
+from causalmad.signatures.attributions import require_finite
 from causalmad.signatures.base import Column, Signatures, State, require_inputs, signatures
 from causalmad.signatures.baselines import Baseline
 from causalmad.signatures.columns import Reduced, by_place, join, signed_log
@@ -151,6 +152,7 @@ class FittedAtpStar:
                 for name, part in self._sums(self.effects(seen, batch, chosen), batch).items():
                     table = tables.setdefault(name, np.zeros((len(inputs), part.shape[1])))
                     table[batch.rows] = part.cpu().numpy()
+                    require_finite(table[batch.rows], name, batch)
         divisor = np.ones((len(inputs), 1))
         if self.spec.normalise:
             total = np.concatenate([tables[f"{kind} size"] for kind in _KINDS], axis=1).sum(1, keepdims=True)

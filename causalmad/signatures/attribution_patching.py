@@ -23,6 +23,7 @@ from causalmad.signatures.attributions import (
     places_to_data,
     sums,
     unit_columns,
+    unit_values,
 )
 from causalmad.signatures.base import (
     Column,
@@ -167,14 +168,21 @@ class FittedAttributionPatching:
     def reduced(self, inputs: Inputs) -> Reduced:
         """The columns in units of the target (or as shares of it)."""
         tables = self._sums(inputs)
-        if not self.spec.normalise:
-            return join([self._columns(name, values) for name, values in tables.items()])
-        total = np.nansum(np.concatenate([v for (_, s), v in tables.items() if s == "size"], axis=1), axis=1)
-        divisor = np.where(total > 0, total, 1.0)[:, None]
-        parts = [self._columns(name, values / divisor) for name, values in tables.items()]
+        divisor = np.ones((len(inputs), 1))
+        if self.spec.normalise:
+            total = np.nansum(np.concatenate([v for (_, s), v in tables.items() if s == "size"], axis=1), axis=1)
+            divisor = np.where(total > 0, total, 1.0)[:, None]
         # With `log` every column becomes a logarithm at the end, this one included.
-        norm = Reduced((Column("log norm", block="norm"),), divisor if self.spec.log else np.log(divisor))
-        return join([*parts, norm])
+        norms = [divisor if self.spec.log else np.log(divisor)] if self.spec.normalise else []
+        known = {group.name: group for group in self.groups}
+        if self.columns:
+            parts = [unit_values(known[name], values / divisor, self.longest) for (name, _), values in tables.items()]
+            return Reduced(self.columns, np.concatenate([*parts, *norms], axis=1))
+        found = [
+            unit_columns(known[name], f"{name} {kind}", values / divisor, self.longest)
+            for (name, kind), values in tables.items()
+        ]
+        return join([*found, *(Reduced((Column("log norm", block="norm"),), norm) for norm in norms)])
 
     def state(self) -> State:
         """The baseline, the groups, the columns and their units."""
@@ -194,7 +202,3 @@ class FittedAttributionPatching:
             return self.attributor.contributions(batch, chosen)
 
         return sums(self.model, inputs, self.groups, self.places, contribute)
-
-    def _columns(self, name: tuple[str, str], values: npt.NDArray[np.float64]) -> Reduced:
-        group = next(group for group in self.groups if group.name == name[0])
-        return unit_columns(group, " ".join(name), values, self.longest)

@@ -17,7 +17,7 @@ from causalmad.inputs import Batch, Inputs
 from causalmad.models import OpenModel
 from causalmad.models.last_position import LastPosition
 from causalmad.signatures.baselines import Baseline
-from causalmad.signatures.columns import Reduced, by_place
+from causalmad.signatures.columns import Reduced, by_place, placed
 from causalmad.signatures.sums import unit_sums
 from causalmad.signatures.units import Group, embedding, root
 from causalmad.sites import Place
@@ -116,24 +116,34 @@ def sums(
             found = contribute(batch)
             for group in groups:
                 for kind, values in unit_sums(group, found, places[group.name], batch).items():
-                    _require_finite(values, group, batch)
+                    missing = 0 if batch.mask is None or not group.ragged else values.shape[1] - batch.mask.sum(1)
+                    require_finite(values, group.name, batch, missing)
                     width = int(inputs.lengths.max()) if group.ragged else values.shape[1]
                     table = tables.setdefault((group.name, kind), np.full((len(inputs), width), np.nan))
                     table[batch.rows, : values.shape[1]] = values
     return tables
 
 
-def _require_finite(values: npt.NDArray[np.float64], group: Group, batch: Batch) -> None:
-    """What is missing, positions beyond the first token, is all that there may be of NaN."""
+def require_finite(values: npt.NDArray[np.float64], what: str, batch: Batch, missing: Tensor | int = 0) -> None:
+    """Contributions are numbers.
+
+    Args:
+        values: (batch, units).
+        what: they are contributions of.
+        batch: the inputs.
+        missing: (batch,) how many units each input does not have, which are NaN.
+
+    Raises:
+        FitError: where one is NaN or infinite.
+    """
     if np.isfinite(values).all():
         return
-    missing = values.shape[1] - batch.mask.sum(1).cpu().numpy() if group.ragged and batch.mask is not None else 0
-    bad = (~np.isfinite(values)).sum(1) > missing
+    bad = (~np.isfinite(values)).sum(1) > (missing if isinstance(missing, int) else missing.cpu().numpy())
     if bad.any():
-        first = batch.ids[int(bad.argmax())] if batch.ids else int(batch.rows[int(bad.argmax())])
+        first = int(bad.argmax())
         raise FitError(
-            f"{int(bad.sum())} of a batch's {len(batch)} inputs have contributions of {group.name} that are NaN or "
-            f"infinite; the first is input {first!r}",
+            f"{int(bad.sum())} of a batch's {len(batch)} inputs have contributions of {what} that are NaN or infinite; "
+            f"the first is input {batch.ids[first] if batch.ids else int(batch.rows[first])!r}",
             causes=["a gradient that is not finite: a root or a division at zero", "overflow in half precision"],
             tries=["model.float()", "a signature without gradients: activations, resampling-profile"],
         )
@@ -154,6 +164,11 @@ def unit_columns(group: Group, name: str, values: npt.NDArray[np.float64], longe
     units = group.names if len(group.names) == values.shape[1] else tuple(map(str, range(values.shape[1])))
     sites = tuple(map(str, group.sites)) if len(group.sites) == len(units) else ()
     return by_place(name, values, units, sites, ragged=False)
+
+
+def unit_values(group: Group, values: npt.NDArray[np.float64], longest: int) -> npt.NDArray[np.float64]:
+    """The values of :func:`unit_columns`, where the columns are known already."""
+    return placed(values, longest if group.ragged else values.shape[1], ragged=group.ragged)
 
 
 def places_to_data(places: Mapping[str, Sequence[Place]]) -> dict[str, list[list[Any]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -61,16 +60,24 @@ def by_place(name: str, effects: Floats, units: tuple[str, ...], sites: tuple[st
         sites: site of every unit, or empty.
         ragged: whether there may be further positions.
     """
+    return Reduced(place_columns(name, units, sites, ragged=ragged), placed(effects, len(units), ragged=ragged))
+
+
+def placed(effects: Floats, width: int, *, ragged: bool) -> Floats:
+    """The values of :func:`by_place`.
+
+    Args:
+        effects: (n, units), NaN where an input has no such unit.
+        width: how many units have a column of their own.
+        ragged: whether there may be more.
+    """
     known = np.where(np.isnan(effects), 0.0, effects)
-    width = len(units)
-    placed = _filled(known, width)
-    if ragged:
-        placed = np.concatenate([placed, known[:, width:].sum(1, keepdims=True)], axis=1)
-    return Reduced(_placed(name, units, sites, ragged), placed)
+    values = _filled(known, width)
+    return np.concatenate([values, known[:, width:].sum(1, keepdims=True)], axis=1) if ragged else values
 
 
-@lru_cache(maxsize=64)  # the same for every batch
-def _placed(name: str, units: tuple[str, ...], sites: tuple[str, ...], ragged: bool) -> tuple[Column, ...]:
+def place_columns(name: str, units: tuple[str, ...], sites: tuple[str, ...], *, ragged: bool) -> tuple[Column, ...]:
+    """The columns of :func:`by_place`."""
     columns = [
         Column(f"{name} {unit}", site, "" if ragged else unit, unit if ragged else "", f"{name} by place")
         for unit, site in zip(units, sites or ("",) * len(units), strict=True)

@@ -99,7 +99,7 @@ def _real(value: Tensor, batch: Batch) -> Tensor:
     """In single precision at least, and zero at padding, whatever a model makes of it."""
     if value.dtype in (torch.float16, torch.bfloat16):
         value = value.float()
-    if batch.mask is None or not batch.padded or value.ndim < 3 or value.shape[1] != batch.mask.shape[1]:
+    if batch.mask is None or batch.full or value.ndim < 3 or value.shape[1] != batch.mask.shape[1]:
         return value
     keep = batch.mask.to(value.device).reshape(*batch.mask.shape, *[1] * (value.ndim - 2))
     return torch.where(keep, value, 0)

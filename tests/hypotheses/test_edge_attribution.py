@@ -110,3 +110,13 @@ def test_gradients_before_a_norm_are_its_jacobian_times_those_behind(norm, alone
         for place in range(3):
             jacobian = torch.autograd.functional.jacobian(norm, stream[row, place])
             torch.testing.assert_close(found[:, row, place], slopes[:, row, place] @ jacobian, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_before_a_norm_have_the_kind_of_what_it_reads():
+    class Halved(torch.nn.Module):
+        def forward(self, x):
+            return x.bfloat16()
+
+    stream, slopes = torch.randn(2, 3, 6), torch.randn(4, 2, 3, 6).bfloat16()
+    for alone in (True, False):
+        assert before(Halved(), stream, slopes.clone(), alone=alone).dtype == torch.float32

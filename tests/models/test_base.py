@@ -149,3 +149,32 @@ def test_scores_of_a_model_that_switches_inference_mode_on_for_a_part(signature:
     detector = cm.Detector(signature)
     wanted, found = (detector.fit(net, data).score(data[:9] + 0.1) for net in (Careful(), Frugal()))
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+def test_inputs_that_were_written_to_are_other_inputs():
+    model = open_model(Careful())
+    values = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    inputs = model.inputs(values)
+    before = model.inputs(inputs).digests
+    values.neg_()
+    assert not set(before) & set(model.inputs(inputs).digests)
+
+
+class Unsized(nn.Linear):
+    """A part that has no length yet."""
+
+    def __len__(self) -> int:
+        raise TypeError("no length yet")
+
+
+def test_parts_are_found_whatever_they_say_of_their_length_and_through_attributes():
+    module = nn.Sequential()
+    module.first, module.last = Unsized(4, 4), nn.Linear(4, 3)
+    module.first.inner = nn.Linear(4, 4)
+    model = open_model(module)
+    (batch,) = model.batches(model.inputs(torch.randn(5, 4)))
+    assert model.run(batch, read=[Place("first")]).values[Place("first")].shape == (5, 4)
+    traced = nn.Sequential(torch.jit.trace(nn.Sequential(nn.Linear(4, 4)), torch.zeros(1, 4)), nn.Linear(4, 3))
+    model = open_model(traced)
+    with pytest.raises(SiteError):
+        model.run(next(model.batches(model.inputs(torch.randn(5, 4)))), read=[Place("0.0")])

@@ -125,3 +125,14 @@ def test_one_position_and_all_of_them_are_read() -> None:
         model = open_model(module)
         (batch,) = model.batches(model.inputs([{"input_ids": row} for row in rows(5, 5)]))
         torch.testing.assert_close(model.logits(batch), module(batch.main)[:, -1].detach())
+
+
+@pytest.mark.parametrize("value", [3e38, 1e300, 1e308])
+def test_logits_whose_sum_overflows_are_finite_all_the_same(value):
+    class Large(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), 3), value, dtype=torch.float32 if value < 1e39 else torch.float64)
+
+    model = open_model(Large())
+    (batch,) = model.batches(model.inputs(torch.zeros(2, 4)))
+    assert bool((model.logits(batch) == torch.tensor(value, dtype=model.logits(batch).dtype)).all())

@@ -247,3 +247,10 @@ def test_errors():
     made = toy("gpt2", 4, 1)
     with pytest.raises(FitError, match="no trusted inputs"):
         AtpStar().fit(open_model(made.model), made.trusted[:0])
+
+
+def test_a_slope_that_is_not_finite_is_no_silent_zero():
+    model = open_model(gpt2())
+    inputs = Inputs.of({"input_ids": torch.randint(1, 20, (12, 5), generator=torch.Generator().manual_seed(0))})
+    with pytest.raises(FitError, match="NaN or infinite"):
+        AtpStar(target=lambda logits: (logits[:, 0] - logits[:, 0].detach()).abs().sqrt()).fit(model, inputs)
