@@ -362,7 +362,7 @@ def _digest(row: Mapping[int | str, Tensor]) -> str:
     for number, (name, value) in enumerate(row.items()):
         value = _plain(value.detach().cpu()).contiguous()
         digest.update(f"{name if number else 'main'}:{value.dtype}:{tuple(value.shape)}:".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(value.numpy().data)
     return digest.hexdigest()
 
 

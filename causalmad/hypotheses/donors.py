@@ -96,14 +96,21 @@ def averager(donor_mask: Tensor | None, which: Tensor, batch: Batch) -> Callable
     """
     if donor_mask is None or batch.mask is None:
         return lambda donors: _wide(donors)[which].mean(1)
-    which = which.to(donor_mask.device)
-    columns = _columns(donor_mask, which, batch.mask[:, None])
-    index = (which[:, :, None] * donor_mask.shape[1] + columns).transpose(1, 2)
+    # Most inputs are given the same donors: then one table of means by distance from the end serves all of them.
+    alike = bool((which == which[:1]).all())
+    rows = (which[:1] if alike else which).to(donor_mask.device)
+    width = batch.mask.shape[1]
+    columns = _back(donor_mask, rows, torch.arange(width, device=donor_mask.device))
+    index = (rows[:, :, None] * donor_mask.shape[1] + columns).transpose(1, 2)
+    own = torch.zeros(1, 1, dtype=torch.int64) if alike else torch.arange(len(which))[:, None]
+    distance = from_end(batch.mask).clamp(min=0)
 
     def averaged(donors: Tensor) -> Tensor:
-        rows = index.flatten(0, 1).to(donors.device)
-        means: Tensor = embedding_bag(rows, _wide(donors).flatten(0, 1), mode="mean")
-        return means.reshape(*index.shape[:2], -1)
+        flat = index.flatten(0, 1).to(donors.device)
+        means = embedding_bag(flat, _wide(donors).flatten(0, 1), mode="mean").reshape(*index.shape[:2], -1)
+        if alike and batch.full:
+            return means.flip(1).expand(len(which), -1, -1)
+        return means[own.to(donors.device), distance.to(donors.device)]
 
     return averaged
 
@@ -114,10 +121,14 @@ def _wide(value: Tensor) -> Tensor:
 
 def _columns(donor_mask: Tensor, which: Tensor, mask: Tensor) -> Tensor:
     """(*which, positions) the column of each donor that is as far from its end, read again where it is shorter."""
+    return _back(donor_mask, which, from_end(mask).clamp(min=0))
+
+
+def _back(donor_mask: Tensor, which: Tensor, distance: Tensor) -> Tensor:
+    """(*which, positions) the column of each donor at some distances from its end."""
     lengths = donor_mask.sum(-1)[which]
     start = donor_mask.long().argmax(-1)[which]
-    back = from_end(mask).clamp(min=0) % lengths[..., None]
-    return (start + lengths - 1)[..., None] - back
+    return (start + lengths - 1)[..., None] - distance % lengths[..., None]
 
 
 def from_end(mask: Tensor) -> Tensor:

@@ -29,17 +29,18 @@ def padded(lengths: list[int], left: bool) -> Tensor:
     draws.lists(draws.integers(1, 6), min_size=2, max_size=5),
     draws.lists(draws.integers(1, 9), min_size=1, max_size=4),
     draws.booleans(),
+    draws.booleans(),
     draws.integers(1, 3),
     draws.integers(0, 1000),
 )
 def test_the_mean_of_donors_is_the_mean_of_each(
-    donors: list[int], rows: list[int], left: bool, count: int, seed: int
+    donors: list[int], rows: list[int], left: bool, same: bool, count: int, seed: int
 ) -> None:
     draw = np.random.default_rng(seed)
     donor_mask, mask = padded(donors, left), padded(rows, left)
     values = torch.from_numpy(draw.normal(size=(*donor_mask.shape, 3)))
-    which = torch.from_numpy(draw.integers(len(donors), size=(len(rows), count)))
-    batch = Batch(np.arange(len(rows)), {"input_ids": mask.long()}, mask)
+    which = torch.from_numpy(draw.integers(len(donors), size=(1 if same else len(rows), count))).expand(len(rows), -1)
+    batch = Batch(np.arange(len(rows)), {"input_ids": mask.long()}, mask, full=bool(mask.all()))
     found = averager(donor_mask, which, batch)(values)
     for row in range(len(rows)):
         for column in mask[row].nonzero().flatten().tolist():
