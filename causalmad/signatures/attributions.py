@@ -53,6 +53,9 @@ class Attributor:
         found = {}
         for place in self.places:
             clean = run.values[place]
+            if self.steps == 1 and self.baseline.zero:
+                found[place] = run.grads[place] * clean
+                continue
             parts = []
             for base in self.baseline.each(place, clean, batch, which):
                 slope = run.grads[place] if self.steps == 1 else self._mean_slope(batch, place, clean, base, logits)

@@ -48,6 +48,11 @@ class Baseline:
     donor_values: Mapping[Place, Tensor] | None = None
     donor_mask: Tensor | None = None
 
+    @property
+    def zero(self) -> bool:
+        """Whether every activation is compared with nothing."""
+        return not self.means and not self.positions and self.donors is None
+
     @classmethod
     def fit(
         cls,

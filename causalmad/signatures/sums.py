@@ -48,31 +48,49 @@ def unit_tensors(
 def _reduce(group: Group, values: Mapping[Place, Tensor], places: Sequence[Place], batch: Batch) -> Tensor:
     """(2, batch, units) signed and absolute sums."""
     if group.ragged:
-        return torch.stack([_from_end(value, batch) for value in _both(values[places[0]].flatten(2))])
+        return torch.stack([_from_end(value.double(), batch) for value in _pair(values[places[0]].flatten(2))])
     if group.masks:
         return _masked(group, values[places[0]], batch)
     if group.name.startswith("neurons"):
-        return _over_places(_with_sizes(values[places[0]]), 1)
-    # Every place is added up once for all of its heads, whatever their number.
-    heads: dict[tuple[Place, int], Sequence[Tensor]] = {}
-    columns = []
+        both = _with_sizes(values[places[0]])
+        return both.sum(2) if both.ndim > 3 else both
+    # (batch, ..., heads, features), one part for all heads of a place; what is no head is a part with one.
+    parts: dict[Place | int, Tensor] = {}
+    where: list[tuple[Place | int, int]] = []
     for site in group.sites:
         place = site.place
         value = values[place]
         if len(site.heads) == 1 and site.head_count and value.ndim in (2, 3):
-            key = place, site.head_count
-            if key not in heads:
-                heads[key] = _over_places(_both(value.unflatten(-1, (site.head_count, -1))), 1).unbind(2)
-            columns.append(heads[key][site.heads[0]])
+            if place not in parts:
+                parts[place] = value.unflatten(-1, (site.head_count, -1))
+            where.append((place, site.heads[0]))
         else:
             # A head's own axis, neurons and subspaces.
-            columns.append(_over_places(_both(site.at(None).take(value, batch)), 0))
-    return torch.stack(columns, dim=2)
+            where.append((len(parts), 0))
+            parts[len(parts)] = site.at(None).take(value, batch).unsqueeze(-2)
+    rows = [row for part in parts.values() for row in _pair(part)]
+    if len({row.shape for row in rows}) == 1:
+        table = _beside(rows)
+    else:
+        table = torch.cat([_beside(rows[start : start + 2]) for start in range(0, len(rows), 2)], dim=2)
+    ends = np.cumsum([part.shape[-2] for part in parts.values()])
+    starts = {key: int(end) - part.shape[-2] for (key, part), end in zip(parts.items(), ends, strict=True)}
+    columns = [starts[part] + head for part, head in where]
+    return table if columns == list(range(table.shape[2])) else table[:, :, columns]
 
 
-def _both(value: Tensor) -> Tensor:
-    """(2, batch, ...) sums over the last axis, of the values and of their sizes; torch adds these up in pairs."""
-    return torch.stack([value.sum(-1), value.abs().sum(-1)]).double()
+def _pair(value: Tensor) -> tuple[Tensor, Tensor]:
+    """(batch, ...) sums over the last axis, of the values and of their sizes; torch adds these up in pairs."""
+    return value.sum(-1), value.abs().sum(-1)
+
+
+def _beside(rows: Sequence[Tensor]) -> Tensor:
+    """(2, batch, units) from (batch, ..., heads) sums and sizes in turn, added up over what is between."""
+    table = torch.stack(list(rows)).double()
+    if table.ndim > 3:
+        table = table.flatten(2, -2).sum(2)
+    beside: Tensor = table.unflatten(0, (-1, 2)).permute(1, 2, 0, 3).flatten(2)
+    return beside
 
 
 def _with_sizes(value: Tensor) -> Tensor:
@@ -80,14 +98,9 @@ def _with_sizes(value: Tensor) -> Tensor:
     return torch.stack([value, value.abs()]).double()
 
 
-def _over_places(both: Tensor, features: int) -> Tensor:
-    """(2, batch, ...) added up over the axes between the inputs and the last ``features`` axes."""
-    return both if both.ndim == features + 2 else both.flatten(2, both.ndim - features - 1).sum(2)
-
-
 def _masked(group: Group, value: Tensor, batch: Batch) -> Tensor:
     """(2, batch, units) over the entries of each unit: of the input itself, or of the tokens' embeddings."""
-    entries = _with_sizes(value) if batch.mask is None else _both(value.flatten(2))
+    entries = _with_sizes(value) if batch.mask is None else torch.stack(_pair(value.flatten(2))).double()
     columns = []
     for unit in range(len(group.masks)):
         mask = input_mask(group, torch.full((len(batch),), unit), batch)
