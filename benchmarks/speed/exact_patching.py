@@ -124,6 +124,10 @@ def main() -> None:
     source = call(model, Inputs.of({"input_ids": [donors.inputs.main[0]] * 16}))
     values = captured(module, source)
     layers, heads = module.config.n_layer, module.config.n_head
+    if given.rounds % layers:
+        options.error(
+            f"--rounds {given.rounds}: a round takes one of {layers} layers, and early ones cost more than late"
+        )
     (group,) = groups(model, inputs, "heads")
     which = torch.as_tensor(donors.of(inputs))
     (batch,) = model.batches(inputs)
