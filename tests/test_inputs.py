@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from causalmad.errors import InputsError
-from causalmad.inputs import Inputs
+from causalmad.inputs import Batch, Inputs
 from causalmad.models import open_model
 from causalmad.packing import pack, unpack
 from causalmad.rows import Row, as_inputs
@@ -375,3 +375,11 @@ def test_padding_without_a_mask_is_noticed(tokenizer: Any) -> None:
         Inputs.of({"input_ids": ids}, tokenizer=tokenizer, accepts=GPT2)
     assert len(Inputs.of({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, tokenizer=tokenizer)) == 3
     assert len(Inputs.of({"input_ids": ids[2:]}, tokenizer=tokenizer)) == 1
+
+
+def test_a_full_batch_says_nothing_of_its_decoders_tokens():
+    mask = torch.ones(2, 3).bool()
+    decoder = torch.tensor([[1, 1], [1, 0]])
+    fields = {"input_ids": mask.long(), "decoder_input_ids": decoder, "decoder_attention_mask": decoder}
+    batch = Batch(np.arange(2), fields, mask, full=True)
+    assert not batch.decoded.full and batch.take(np.array([1])).full

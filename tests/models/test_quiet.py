@@ -271,3 +271,13 @@ def test_what_goes_with_a_buffer_that_is_written_to_is_put_back_with_it() -> Non
         torch.testing.assert_close(model.logits(next(model.batches(model.inputs(x)))), wanted)
         assert module.filled == 0 and not module.table.any()
     torch.testing.assert_close(module(x), wanted)
+
+
+def test_held_is_quiet_and_within_quiet_puts_nothing_back():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
+    with quiet_module.held(module):
+        assert not module.training and not module[0].weight.requires_grad
+        with quiet_module.held(module):
+            module[0].noted = torch.ones(1)
+        assert module[0].noted is not None
+    assert module.training and module[0].weight.requires_grad and not hasattr(module[0], "noted")

@@ -69,3 +69,28 @@ def test_a_gradient_that_is_not_finite_is_no_silent_zero(kind):
     bad = torch.cat([rows, torch.zeros(1, 4)])
     with pytest.raises(FitError, match="NaN or infinite"):
         fitted(bad)
+
+
+def test_units_of_several_shapes_and_heads_in_any_order_stand_where_they_are_named():
+    draw = torch.Generator().manual_seed(2)
+    flat, image, tokens = (
+        torch.randn(3, 4, generator=draw),
+        torch.randn(3, 2, 5, 6, generator=draw),
+        torch.randn(3, 7, 8, generator=draw),
+    )
+    batch = Batch(np.arange(3), {0: torch.zeros(3, 2)})
+    sites = (
+        Site("image"),
+        *(Site("tokens", heads=(head,), head_count=4) for head in (2, 0)),
+        Site("flat"),
+        Site("tokens", heads=(3,), head_count=4),
+    )
+    values = {
+        site.place: value for site, value in zip((sites[0], sites[1], sites[3]), (image, tokens, flat), strict=True)
+    }
+    found = unit_tensors(Group("mixed", tuple("abcde"), sites), values, list(values), batch)
+    heads = tokens.double().unflatten(-1, (4, -1))
+    parts = [image.double(), heads[:, :, 2], heads[:, :, 0], flat.double(), heads[:, :, 3]]
+    for column, part in enumerate(parts):
+        torch.testing.assert_close(found["sum"][:, column], part.flatten(1).sum(1), rtol=0, atol=1e-5)
+        torch.testing.assert_close(found["size"][:, column], part.abs().flatten(1).sum(1), rtol=1e-6, atol=0)
